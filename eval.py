@@ -1,0 +1,297 @@
+"""A trained classifier's report on the test split, or its predictions for new texts.
+
+    python eval.py --ckpt best/                   # the test split of what it was trained on
+    python eval.py --ckpt best/ --text "A wonderful film." --text "Dull."
+    python eval.py --ckpt best/ --input reviews.csv --output predictions.csv
+
+In: a checkpoint folder; texts. Out: `report_test.json` beside the weights; predictions.
+Refuses to know: optimizer, schedule, TensorBoard. The only file that opens the test split.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import datasets
+import evaluate
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification
+
+import checkpoint
+import model as models
+from config import Config, EvalConfig, UserError, parse, run_command
+from data import Collator, check_texts, eval_loader, read_labelled, read_table, sample, tokenize
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """`loss`: mean cross-entropy in nats. `accuracy`: correct / examples."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+# ---------------------------------------------------------------- used by train.py too
+
+
+@torch.inference_mode()
+def predict(model, data, collator, batch_size: int, accelerator) -> torch.Tensor:
+    """Logits (rows, classes), float32 on the CPU, in the order of `data`, whole on every process.
+
+    The last column of the table counts how often each row was predicted, over all processes:
+    exactly once, or this raises. Samplers that pad every share to one size count rows twice.
+    """
+    loader, order = eval_loader(
+        data, batch_size, accelerator.process_index, accelerator.num_processes, collator
+    )
+    rows = torch.from_numpy(order.copy()).to(accelerator.device).split(batch_size)
+    table = torch.zeros(len(data), model.config.num_labels + 1, device=accelerator.device)
+    was_training = model.training
+    model.eval()
+    for part, batch in zip(rows, loader, strict=True):
+        inputs = {
+            key: value.to(accelerator.device) for key, value in batch.items() if key != "labels"
+        }
+        table[part, :-1] = model(**inputs).logits.float()
+        table[part, -1] += 1
+    model.train(was_training)
+    table = accelerator.reduce(table, "sum").cpu()
+    if not (table[:, -1] == 1).all():
+        raise RuntimeError(
+            f"of {len(data)} rows {int((table[:, -1] != 1).sum())} were not counted once"
+        )
+    return table[:, :-1]
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """Sums divided once by the count: a mean of means is wrong for ragged batches (trl#7010)."""
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
+    correct = (logits.argmax(-1) == labels).sum().item()
+    return Scores(loss / len(labels), correct / len(labels), len(labels))
+
+
+# ---------------------------------------------------------------- the report
+
+
+class ClassificationReport(evaluate.Metric):
+    """Per-class precision, recall and F1, and the confusion matrix [true][predicted], as counts.
+
+    A metric of `evaluate`, but ours: `evaluate.load("accuracy")` needs the Hub and scikit-learn.
+    """
+
+    def _info(self):
+        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description=self.__doc__,
+            citation="",
+            inputs_description="class numbers",
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions, references, names):
+        pairs = torch.as_tensor(references) * len(names) + torch.as_tensor(predictions)
+        confusion = torch.bincount(pairs, minlength=len(names) ** 2).view(len(names), len(names))
+        correct, predicted, true = confusion.diag(), confusion.sum(0), confusion.sum(1)
+        return {
+            "accuracy": ratio(correct.sum(), true.sum()),
+            "classes": {
+                name: {
+                    "precision": ratio(correct[index], predicted[index]),
+                    "recall": ratio(correct[index], true[index]),
+                    "f1": ratio(2 * correct[index], predicted[index] + true[index]),
+                    "examples": int(true[index]),
+                }
+                for index, name in enumerate(names)
+            },
+            "confusion": confusion.tolist(),
+        }
+
+
+def ratio(part, whole) -> float:
+    """part / whole, and 0 for 0 / 0, as scikit-learn has it for a class that is never predicted."""
+    return float(part) / float(whole) if whole else 0.0
+
+
+def wilson(accuracy: float, examples: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which holds near 1 too."""
+    centre = accuracy + z * z / (2 * examples)
+    spread = z * math.sqrt(accuracy * (1 - accuracy) / examples + z * z / (4 * examples * examples))
+    scale = 1 + z * z / examples
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def make_report(logits: torch.Tensor, labels: torch.Tensor, names: list[str]) -> dict:
+    scores = score(logits, labels)
+    metric = ClassificationReport()
+    counts = metric.compute(
+        predictions=logits.argmax(-1).tolist(), references=labels.tolist(), names=names
+    )
+    return {
+        "loss": scores.loss,
+        "accuracy": counts.pop("accuracy"),
+        "interval_95": wilson(scores.accuracy, scores.examples),
+        "examples": scores.examples,
+        **counts,
+    }
+
+
+def show(report: dict) -> None:
+    """The report as a person reads it."""
+    low, high = report["interval_95"]
+    print(f"accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})", end=", ")
+    print(f"loss {report['loss']:.4f}, {report['examples']:,} texts")
+    width = max(9, *(len(name) for name in report["classes"]))
+    print(f"{'':{width}}  precision  recall      f1  examples   predicted as")
+    for (name, row), line in zip(report["classes"].items(), report["confusion"], strict=True):
+        figures = (
+            f"{row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['examples']:8,}"
+        )
+        print(f"{name:{width}}  {figures}   {' '.join(f'{count:,}' for count in line)}")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def open_checkpoint(folder: Path) -> dict:
+    """The settings that the checkpoint was trained with; {} if train.py did not write it."""
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"--ckpt {folder}: no checkpoint there; give the best/ folder that train.py wrote"
+        )
+    if (folder / checkpoint.MANIFEST).exists():
+        try:
+            checkpoint.verify(folder)
+        except checkpoint.Damaged as error:
+            raise UserError(f"--ckpt {error}; restore it or train anew") from None
+    settings = folder / "training_config.json"
+    return json.loads(settings.read_text()) if settings.exists() else {}
+
+
+def load_test(config: EvalConfig, trained: dict, names: list[str]):
+    """(labelled test split, what it is). Raises `UserError` if the model learnt from it."""
+    fallback = trained or (dataclasses.asdict(Config(dataset="")) if config.dataset else {})
+    asked = {key: getattr(config, key, None) for key in TEST_SETTINGS}
+    about = {key: fallback.get(key) if value is None else value for key, value in asked.items()}
+    if not about["dataset"]:
+        raise UserError(
+            f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
+        )
+    if config.dataset in (None, trained.get("dataset")) and (
+        Path(about["dataset"]).is_file() or about["test_split"] == trained.get("train_split")
+    ):
+        raise UserError(
+            f"{about['dataset']} is what the model was trained on; give --dataset TEST_FILE"
+        )
+    table = read_table(
+        about["dataset"],
+        about["test_split"],
+        about["dataset_config_name"],
+        about["dataset_revision"],
+    )
+    test = read_labelled(table, about["text_column"], about["label_column"], names)
+    return sample(test, config.max_test_samples, seed=0), about
+
+
+TEST_SETTINGS = (
+    "dataset",
+    "dataset_config_name",
+    "dataset_revision",
+    "test_split",
+    "text_column",
+    "label_column",
+    "max_test_samples",
+)
+
+
+def main(argv=None) -> None:
+    config = parse(EvalConfig, argv)
+    if bool(config.input) != bool(config.output) or (config.input and config.text):
+        raise UserError("give --input together with --output, and --text without them")
+    folder = Path(config.ckpt)
+    trained = open_checkpoint(folder)
+    wanted = trained.get("mixed_precision", "no")
+    on_gpu = torch.cuda.is_available()
+    accelerator = Accelerator(mixed_precision=wanted if on_gpu else "no")
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    tokenizer = models.load_tokenizer(
+        config.ckpt, max_length=trained.get("max_length", 512), flag="--ckpt"
+    )
+    model = models.read(
+        AutoModelForSequenceClassification, config.ckpt, flag="--ckpt", dtype=torch.float32
+    )
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+
+    def logits_of(data) -> torch.Tensor:
+        ids = tokenize(
+            data, tokenizer, tokenizer.model_max_length, trained.get("truncation", "head")
+        )
+        return predict(
+            model, ids, Collator(tokenizer), config.per_device_eval_batch_size, accelerator
+        )
+
+    if config.text:
+        check_texts(list(config.text), "--text")
+        probabilities = logits_of(datasets.Dataset.from_dict({"text": list(config.text)})).softmax(
+            -1
+        )
+        for text, row in zip(config.text, probabilities, strict=True):
+            print(f"{names[row.argmax()]}  {row.max():.4f}  {text}")
+    elif config.input:
+        predict_file(config, trained.get("text_column", "text"), names, logits_of)
+    else:
+        test, about = load_test(config, trained, names)
+        about |= {"weights": checkpoint.digest(folder / "model.safetensors")}
+        path = Path(config.report or folder / "report_test.json")
+        refuse_to_replace(path, about, config.overwrite)
+        report = make_report(logits_of(test), torch.as_tensor(test["labels"][:]), names)
+        show(report)
+        if accelerator.is_main_process:
+            about |= {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
+            path.write_text(json.dumps({**report, "of": about}, indent=1) + "\n")
+            print(f"written to {path}")
+
+
+def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_of) -> None:
+    """Add the columns `predicted_label` and `probability` to a copy of the input."""
+    output, column = Path(config.output), config.text_column or text_column
+    writers = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+    if output.suffix not in writers:
+        raise UserError(
+            f"--output {output}: unknown kind of file; give one of {', '.join(writers)}"
+        )
+    if output.exists() and not config.overwrite:
+        raise UserError(f"--output {output}: exists; give another name, or --overwrite")
+    table = read_table(config.input, "train", flag="--input")
+    if column not in table.column_names:
+        raise UserError(
+            f"--text_column {column}: no such column; there are {', '.join(table.column_names)}"
+        )
+    check_texts(table[column][:], column)
+    probability, label = (
+        logits_of(datasets.Dataset.from_dict({"text": table[column][:]})).softmax(-1).max(-1)
+    )
+    table = table.add_column("predicted_label", [names[index] for index in label])
+    table = table.add_column("probability", probability.tolist())
+    getattr(table, writers[output.suffix])(str(output))
+    print(f"{len(table):,} predictions written to {output}")
+
+
+def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:
+    """A report gives way only to one of the same weights on the same texts."""
+    if path.exists() and not overwrite:
+        try:
+            same = about.items() <= json.loads(path.read_text())["of"].items()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            same = False
+        if not same:
+            raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
+
+
+if __name__ == "__main__":
+    run_command(main)
