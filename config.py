@@ -16,7 +16,15 @@ from typing import get_args
 
 
 class UserError(Exception):
-    """Mistakes of the user's, one line each: what is wrong, the value, what to do."""
+    """Mistakes of the user's, one line each: what is wrong, the value, what to do.
+
+    A value may be a whole review: its line breaks go, and a long line keeps both its ends.
+    """
+
+    def __init__(self, *lines: str):
+        lines = (" ".join(line.splitlines()) for line in lines)
+        lines = (line if len(line) < 700 else f"{line[:350]} ... {line[-340:]}" for line in lines)
+        super().__init__(*lines)
 
 
 def run_command(main):
@@ -38,7 +46,10 @@ AT_LEAST_0 = (lambda v: 0 <= v < math.inf, "a number of at least 0")
 AT_LEAST_1 = (lambda v: v >= 1, "a whole number of at least 1")
 SHARE = (lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
 INSIDE_0_1 = (lambda v: 0 < v < 1, "a number above 0 and below 1")
-SHARE_OR_STEPS = (lambda v: 0 <= v < 1 or v.is_integer(), "a share below 1 or a whole number")
+SHARE_OR_STEPS = (
+    lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer()),
+    "a share of at least 0 and below 1, or a whole number",
+)
 MINUS_1_OR_MORE = (lambda v: v == -1 or v >= 1, "-1 (no limit) or a whole number of at least 1")
 SEED = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
 
@@ -155,7 +166,8 @@ class EvalConfig:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message}; --help lists the flags")
+        message = message.removeprefix("argument ")
+        raise UserError(f"{message}; give --flag VALUE, or --flag=VALUE for one that starts with -")
 
 
 def parse(kind, argv=None):
@@ -216,14 +228,17 @@ def read_file(path: str) -> dict:
 
 def read(field: dataclasses.Field, value):
     """`value` (a string, or what JSON held) as `field` has it. Raises ValueError: what to give."""
-    if isinstance(field.default, tuple):
-        return tuple(value)
     optional = field.default is None
     if value is None and optional:
         return None
+    if isinstance(field.default, tuple):
+        if not all(text.strip() for text in value):
+            raise ValueError("texts that are not empty")
+        return tuple(value)
     kind = get_args(field.type)[0] if optional else field.type
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
-    allowed, words = field.metadata["allowed"] or (lambda _: True, words)
+    # An empty text is mostly a shell variable that was never set, as in --output_dir "$RUN".
+    allowed, words = field.metadata["allowed"] or (lambda v: kind is not str or v.strip(), words)
     try:
         if kind is bool:
             value = {"true": True, "false": False}[str(value).lower()]

@@ -6,6 +6,7 @@ Refuses to know: weights, optimizers, devices, time.
 
 import hashlib
 import itertools
+import os
 import sys
 from collections import Counter
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, Value, disable_progress_bars, load_dataset
+from datasets import ClassLabel, Dataset, List, Value, disable_progress_bars, load_dataset, logging
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from huggingface_hub import constants, get_session, is_offline_mode
@@ -25,6 +26,7 @@ from config import UserError
 
 if not sys.stderr.isatty():
     disable_progress_bars()
+logging.set_verbosity(logging.CRITICAL)  # it logs what it then raises, and we say it once
 
 FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -32,18 +34,22 @@ FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parque
 # ---------------------------------------------------------------- text -> labelled split
 
 
-def locate(name: str, flag: str) -> Path | None:
+def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
     """The local path that `name` means, or None for a name on the Hub.
 
     A Hub name is probed for first, because the Hub's own code retries for 23 s before it gives up.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):
+        if revision:
+            raise UserError(
+                f"{flag} {name}: a local path has no revision {revision}; give one or the other"
+            )
         return path
     if path.suffix in FORMATS or path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{flag} {name}: no such file or folder; check the path")
     if name.count("/") > 1 or not name.strip("/"):
-        raise UserError(f"{flag} {name}: no such folder, and no Hub name (OWNER/NAME) either")
+        raise UserError(f"{flag} {name}: no such folder, nor a Hub name (OWNER/NAME); check it")
     if not is_offline_mode():
         try:
             get_session().head(constants.ENDPOINT, timeout=10)
@@ -61,28 +67,48 @@ def read_table(
     config_name: str | None = None,
     revision: str | None = None,
     flag="--dataset",
+    choices="--dataset_config_name and --train_split",
 ) -> Dataset:
-    """One split, as it stands. A file is whichever split is asked for; all else has its own."""
-    path = locate(name, flag)
+    """One split, as it stands. A file is whichever split is asked for; all else has its own.
+
+    `choices`: the flags that an error names as what else may be wrong.
+    """
+    path = locate(name, flag, revision)
     options = {"split": split, "name": config_name, "revision": revision}
     source = name if path is None else str(path)
     if path and path.is_file():
         if path.suffix not in FORMATS:
             raise UserError(f"{flag} {name}: unknown kind of file; give {', '.join(FORMATS)}")
+        if config_name:
+            raise UserError(f"{flag} {name}: a file has no configuration {config_name}; give none")
         source = FORMATS[path.suffix]
         options = {"split": split, "data_files": {split: str(path)}}
-    if source == "csv" or (path and path.is_dir() and any(path.rglob("*.csv"))):
+    has_csv = source == "csv" or bool(path and path.is_dir() and any(path.rglob("*.csv")))
+    if has_csv:
         options["keep_default_na"] = False  # or pandas reads the texts "null" and "NA" as missing
     try:
-        return load_dataset(source, **options)
-    except (DatasetsError, OSError, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        remedy = (
-            f"check the name, the file and --{split}_split"
-            if split in ("train", "test")
-            else "check it"
-        )
+        table = load_dataset(source, **options)
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        # A JSON lines file of no line makes it run out of an iterator, and say nothing.
+        reason = " ".join(str(error.__cause__ or error).split()) or "holds no rows"
+        if path is None:
+            remedy = f"check the name{offline_hint()}, {choices}"
+        else:
+            remedy = "mend the file" if path.is_file() else f"check its files, {choices}"
+            if path.is_dir() and not any(file.suffix in FORMATS for file in path.rglob("*")):
+                reason = f"holds no {', '.join(FORMATS)} file"
         raise UserError(f"{flag} {name}: {reason.rstrip('.!')}; {remedy}") from None
+    if has_csv and "__index_level_0__" in table.column_names:
+        # pandas takes the first of them for row names, and every column for its right neighbour.
+        raise UserError(
+            f"{flag} {name}: rows hold more values than the header has names; "
+            "put texts that hold commas in quotes"
+        )
+    return table
+
+
+def offline_hint() -> str:
+    return " (or unset HF_HUB_OFFLINE to download it)" if is_offline_mode() else ""
 
 
 def read_labelled(
@@ -99,20 +125,29 @@ def read_labelled(
             raise UserError(
                 f"{flag} {column}: no such column; there are {', '.join(table.column_names)}"
             )
+    if text_column == label_column:
+        raise UserError(f"--label_column {label_column}: is the --text_column too; give another")
     if not len(table):
         raise UserError("the data set holds no rows; give one that does")
     texts, labels = table[text_column][:], table[label_column][:]
     check_texts(texts, text_column)
     feature = table.features[label_column]
-    if not isinstance(feature, ClassLabel | Value) or feature.dtype.startswith(("float", "double")):
-        kind = getattr(feature, "dtype", "lists")
+    kind = "lists" if isinstance(feature, List) else getattr(feature, "dtype", "mixed values")
+    classes = ("int", "uint", "bool", "string", "large_string", "timestamp", "date", "null")
+    if not isinstance(feature, ClassLabel | Value) or not kind.startswith(classes):
         raise UserError(
             f"--label_column {label_column}: holds {kind}; give one class label a text, as integer "
             "or string (regression and several labels a text are not supported)"
         )
-    unlabelled = [row for row, label in enumerate(labels) if label in (None, "", -1)]
+    unlabelled = [
+        row for row, label in enumerate(labels) if label in (None, -1) or not str(label).strip()
+    ]
     if unlabelled:
-        raise UserError(f"row {unlabelled[0]} of {len(labels)} has no label; remove such rows")
+        row = unlabelled[0]
+        raise UserError(
+            f"--label_column {label_column}: row {row} of {len(labels)} has no label "
+            f"({labels[row]!r}); remove such rows"
+        )
     if isinstance(feature, ClassLabel):
         own = feature.names
         labels = [own[label] for label in labels]
@@ -183,7 +218,7 @@ def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
         if missing:
             raise UserError(
                 f"--validation_size {config.validation_size}: of {len(data)} texts the {side} "
-                f"split gets none of class {names[min(missing)]!r}; give more texts or another share"
+                f"split gets none of class {names[min(missing)]!r}; give more texts, another share"
             )
     return (
         sample(data.select(train), config.max_train_samples, config.validation_seed),

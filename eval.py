@@ -11,6 +11,7 @@ Refuses to know: optimizer, schedule, TensorBoard. The only file that opens the 
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import datasets
@@ -18,12 +19,20 @@ import evaluate
 import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification
 
 import checkpoint
 import model as models
 from config import Config, EvalConfig, UserError, parse, run_command
-from data import Collator, check_texts, eval_loader, read_labelled, read_table, sample, tokenize
+from data import (
+    FORMATS,
+    Collator,
+    check_texts,
+    eval_loader,
+    read_labelled,
+    read_table,
+    sample,
+    tokenize,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,42 +167,82 @@ def show(report: dict) -> None:
 
 def open_checkpoint(folder: Path) -> dict:
     """The settings that the checkpoint was trained with; {} if train.py did not write it."""
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"--ckpt {folder}: no checkpoint there; give the best/ folder that train.py wrote"
-        )
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"--ckpt {folder}: no checkpoint there (no {name}); "
+                "give the best/ folder that train.py wrote"
+            )
     if (folder / checkpoint.MANIFEST).exists():
         try:
             checkpoint.verify(folder)
         except checkpoint.Damaged as error:
             raise UserError(f"--ckpt {error}; restore it or train anew") from None
     settings = folder / "training_config.json"
-    return json.loads(settings.read_text()) if settings.exists() else {}
+    try:
+        return dict(json.loads(settings.read_text())) if settings.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None
+
+
+def label_names(model, ckpt: str) -> list[str]:
+    names = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
+    if None in names or len(set(names)) < len(names):
+        raise UserError(
+            f"--ckpt {ckpt}: config.json names its {len(names)} classes {model.config.id2label}; "
+            "give each a name of its own under id2label"
+        )
+    return names
 
 
 def load_test(config: EvalConfig, trained: dict, names: list[str]):
     """(labelled test split, what it is). Raises `UserError` if the model learnt from it."""
     fallback = trained or (dataclasses.asdict(Config(dataset="")) if config.dataset else {})
+    if config.dataset not in (None, fallback.get("dataset")):  # another one, with its own
+        fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
     asked = {key: getattr(config, key, None) for key in TEST_SETTINGS}
     about = {key: fallback.get(key) if value is None else value for key, value in asked.items()}
     if not about["dataset"]:
         raise UserError(
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
         )
-    if config.dataset in (None, trained.get("dataset")) and (
-        Path(about["dataset"]).is_file() or about["test_split"] == trained.get("train_split")
-    ):
+    if learnt_from(about, trained):
         raise UserError(
-            f"{about['dataset']} is what the model was trained on; give --dataset TEST_FILE"
+            f"--dataset {about['dataset']} --test_split {about['test_split']}: is what the model "
+            "was trained on; give --dataset TEST_FILE or another split"
         )
     table = read_table(
         about["dataset"],
         about["test_split"],
         about["dataset_config_name"],
         about["dataset_revision"],
+        choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
     )
     test = read_labelled(table, about["text_column"], about["label_column"], names)
     return sample(test, config.max_test_samples, seed=0), about
+
+
+def learnt_from(about: dict, trained: dict) -> bool:
+    """Whether it shares rows with the training split, as far as paths and names of splits tell.
+
+    Two slices of one split, such as train[:80%] and train[80%:], are taken to be apart.
+    """
+    if not trained.get("dataset") or not about["dataset"]:
+        return False
+    here, there = (Path(where["dataset"]).expanduser().resolve() for where in (about, trained))
+    if here.is_file():
+        return here == there or (
+            here.is_relative_to(there) and here.stem.startswith(trained.get("train_split", "train"))
+        )
+    ours, theirs = (
+        {part.partition("[")[::2] for part in split.replace(" ", "").split("+")}
+        for split in (about["test_split"], trained["train_split"])
+    )
+    return here == there and any(
+        name == other and (cut == other_cut or not cut or not other_cut)
+        for name, cut in ours
+        for other, other_cut in theirs
+    )
 
 
 TEST_SETTINGS = (
@@ -207,10 +256,57 @@ TEST_SETTINGS = (
 )
 
 
+def check(config: EvalConfig) -> None:
+    """All mistakes that show before anything is read."""
+    errors = []
+    if bool(config.input) != bool(config.output):
+        given, other = ("input", "output") if config.input else ("output", "input")
+        errors += [f"--{given} {getattr(config, given)}: needs --{other} FILE; give both"]
+    if config.text and config.input:
+        errors += [f"--input {config.input}: given with --text; give one of the two"]
+    if config.text or config.input:
+        errors += [
+            f"--{name} {getattr(config, name)}: is for the test split; leave it out with "
+            f"--{'text' if config.text else 'input'}"
+            for name in ("report", *TEST_SETTINGS)
+            if getattr(config, name) is not None and (name != "text_column" or config.text)
+        ]
+    if errors:
+        raise UserError(*errors)
+    if config.output:
+        check_output(config)
+
+
+def check_output(config: EvalConfig) -> None:
+    source, output = Path(config.input).expanduser(), Path(config.output)
+    if output.suffix not in WRITERS:
+        raise UserError(
+            f"--output {output}: unknown kind of file; give one of {', '.join(WRITERS)}"
+        )
+    if not source.is_file():
+        raise UserError(f"--input {source}: is no file; give a {', '.join(FORMATS)} file")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output {output}: is the --input itself; give another name")
+    if output.exists() and not config.overwrite:
+        raise UserError(f"--output {output}: exists; give another name, or --overwrite")
+    check_writable("--output", output)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """That a file can be written there, before there is one to be lost."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        why = "cannot be written in" if path.parent.is_dir() else "is not there"
+        raise UserError(f"{flag} {path}: folder {path.parent} {why}; make it, or give another")
+
+
+WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+
+
 def main(argv=None) -> None:
     config = parse(EvalConfig, argv)
-    if bool(config.input) != bool(config.output) or (config.input and config.text):
-        raise UserError("give --input together with --output, and --text without them")
+    check(config)
     folder = Path(config.ckpt)
     trained = open_checkpoint(folder)
     wanted = trained.get("mixed_precision", "no")
@@ -219,12 +315,10 @@ def main(argv=None) -> None:
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     tokenizer = models.load_tokenizer(
-        config.ckpt, max_length=trained.get("max_length", 512), flag="--ckpt"
+        config.ckpt, max_length=trained.get("max_length"), flag="--ckpt"
     )
-    model = models.read(
-        AutoModelForSequenceClassification, config.ckpt, flag="--ckpt", dtype=torch.float32
-    )
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    model = models.load_classifier(config.ckpt, flag="--ckpt")
+    names = label_names(model, config.ckpt)
     model = accelerator.prepare_model(model, evaluation_mode=True)
 
     def logits_of(data) -> torch.Tensor:
@@ -236,7 +330,6 @@ def main(argv=None) -> None:
         )
 
     if config.text:
-        check_texts(list(config.text), "--text")
         probabilities = logits_of(datasets.Dataset.from_dict({"text": list(config.text)})).softmax(
             -1
         )
@@ -260,14 +353,10 @@ def main(argv=None) -> None:
 def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_of) -> None:
     """Add the columns `predicted_label` and `probability` to a copy of the input."""
     output, column = Path(config.output), config.text_column or text_column
-    writers = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
-    if output.suffix not in writers:
-        raise UserError(
-            f"--output {output}: unknown kind of file; give one of {', '.join(writers)}"
-        )
-    if output.exists() and not config.overwrite:
-        raise UserError(f"--output {output}: exists; give another name, or --overwrite")
     table = read_table(config.input, "train", flag="--input")
+    for added in ("predicted_label", "probability"):
+        if added in table.column_names:
+            raise UserError(f"--input {config.input}: has a column {added} already; rename it")
     if column not in table.column_names:
         raise UserError(
             f"--text_column {column}: no such column; there are {', '.join(table.column_names)}"
@@ -278,12 +367,13 @@ def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_
     )
     table = table.add_column("predicted_label", [names[index] for index in label])
     table = table.add_column("probability", probability.tolist())
-    getattr(table, writers[output.suffix])(str(output))
+    getattr(table, WRITERS[output.suffix])(str(output))
     print(f"{len(table):,} predictions written to {output}")
 
 
 def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:
     """A report gives way only to one of the same weights on the same texts."""
+    check_writable("--report", path)
     if path.exists() and not overwrite:
         try:
             same = about.items() <= json.loads(path.read_text())["of"].items()

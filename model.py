@@ -4,14 +4,19 @@ In: a model's name, label names. Out: a float32 classifier, a fast tokenizer, pa
 Refuses to know: the data set, the loop, the files we write.
 """
 
+import pickle
+import textwrap
+
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from config import UserError
-from data import locate
+from data import locate, offline_hint
 
 logging.disable_progress_bar()  # a bar a tensor group while weights load
 logging.set_verbosity_error()  # and a table to say that the head is new, which here it should be
@@ -29,11 +34,13 @@ OTHER_DROPOUT = (
 )
 
 
-def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512, flag="--model"):
-    """The fast tokenizer of `name`, cutting at `max_length` tokens.
+def load_tokenizer(
+    name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
+):
+    """The fast tokenizer of `name`, cutting at `max_length` tokens; default: 512, or its limit.
 
     Raises `UserError` for a model without a tokenizer, without a fast one, without a padding token,
-    or that reads fewer tokens than `max_length`.
+    with that of another model, or that reads fewer tokens than `max_length`.
     """
     config = read(AutoConfig, name, revision, flag)
     tokenizer = read(AutoTokenizer, name, revision, flag)
@@ -43,8 +50,28 @@ def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512
         raise UserError(
             f"{flag} {name}: has no padding token; choose an encoder such as DistilBERT"
         )
+    # Of a folder without tokenizer files, transformers makes one that knows no word; and a token
+    # above the model's vocabulary would end the run wherever it first came.
+    vocabulary = tokenizer.get_vocab()
+    size = getattr(config, "vocab_size", None) or len(vocabulary)
+    if set(vocabulary) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"{flag} {name}: holds no tokenizer; save it with tokenizer.save_pretrained there"
+        )
+    if max(vocabulary.values()) >= size:
+        raise UserError(
+            f"{flag} {name}: its tokenizer has token {max(vocabulary.values())} and the model only "
+            f"{size} of them; save the tokenizer that belongs to it there"
+        )
     # RoBERTa's 514 positions hold 512 tokens (two are kept for padding); its tokenizer says 512.
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 2**31))
+    max_length = min(512, limit) if max_length is None else max_length
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length <= special:
+        raise UserError(
+            f"--max_length {max_length}: {name} adds {special} tokens to each text; "
+            f"give at least {special + 1}"
+        )
     if max_length > limit:
         raise UserError(
             f"--max_length {max_length}: {name} reads at most {limit} tokens; "
@@ -67,36 +94,78 @@ def load_model(
     """`name` with a classification head of `len(label_names)` outputs, from torch's generator.
 
     Weights are float32 whatever the file holds: a bfloat16 one near 1 cannot take a step of 1e-5.
+    Raises `UserError` for a file without the encoder that its config.json describes.
     """
     config = read(AutoConfig, name, revision)
     overrides = dict.fromkeys(ATTENTION_DROPOUT, attention_dropout)
     if dropout is not None:
         overrides |= dict.fromkeys(OTHER_DROPOUT, dropout)
-    return read(
-        AutoModelForSequenceClassification,
+    return load_classifier(
         name,
         revision,
-        dtype=torch.float32,
+        new_head=True,
         id2label=dict(enumerate(label_names)),
         label2id={label: index for index, label in enumerate(label_names)},
         problem_type="single_label_classification",
-        ignore_mismatched_sizes=True,  # the head of another task gives way to a new one
         **{key: value for key, value in overrides.items() if hasattr(config, key)},
     )
 
 
+def load_classifier(
+    name: str, revision: str | None = None, flag="--model", new_head=False, **options
+):
+    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights.
+
+    `new_head`: what is not of the encoder may be missing, or of another task, and starts anew.
+    """
+    model, report = read(
+        AutoModelForSequenceClassification,
+        name,
+        revision,
+        flag,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # they are reported too, and in one line below
+        output_loading_info=True,
+        **options,
+    )
+    absent = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if new_head:  # and many an encoder that was trained on masked words alone has no pooler
+        encoder = f"{model.base_model_prefix}."
+        absent = {key for key in absent if key.startswith(encoder) and ".pooler." not in key}
+    if absent:
+        remedy = "check its config.json" if new_head else "give the best/ that train.py wrote"
+        raise UserError(
+            f"{flag} {name}: {len(absent)} of its weights are missing or of another size, such as "
+            f"{min(absent)}; {remedy}"
+        )
+    return model
+
+
 def read(auto_class, name: str, revision: str | None = None, flag="--model", **options):
     """`auto_class.from_pretrained`, its many failures as one `UserError`. Runs no remote code."""
-    path = locate(name, flag)
+    path = locate(name, flag, revision)
     if path and not (path / "config.json").is_file():
         raise UserError(
             f"{flag} {name}: holds no config.json; give a folder that save_pretrained wrote"
         )
     try:
-        return auto_class.from_pretrained(str(path or name), revision=revision or "main", **options)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); check the name") from None
+        return auto_class.from_pretrained(
+            str(path or name), revision=revision or "main", trust_remote_code=False, **options
+        )
+    except LOADING_ERRORS as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        remedy = f"check the name{offline_hint()}"
+        remedy = "give a folder that save_pretrained wrote whole" if path else remedy
+        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
+
+
+LOADING_ERRORS = (
+    OSError,  # a file is missing, or the network
+    ValueError,  # not JSON, an unknown kind of model
+    *(KeyError, TypeError, StrictDataclassError),  # fields of a config that are not what they name
+    *(SafetensorError, RuntimeError, pickle.UnpicklingError),  # truncated weights
+    ImportError,  # a library that only this tokenizer needs
+)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

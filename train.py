@@ -72,11 +72,13 @@ class Run:
     optimizer: torch.optim.Optimizer
     train: datasets.Dataset
     validation: datasets.Dataset
+    quick: datasets.Dataset  # the part of it for quick looks
     plan: BatchPlan
     total_steps: int
     progress: Progress
     writer: SummaryWriter | None = None  # on the main process only
     bar: tqdm | None = None
+    shown: dict[str, str] = dataclasses.field(default_factory=dict)  # beside the bar
     started: float = 0.0  # clock at the start of the window, evaluations and saves taken out
 
 
@@ -124,12 +126,12 @@ def train(run: Run) -> None:
 
         progress.step = step
         finished = step == run.total_steps
-        if step % config.logging_steps == 0 or finished:
-            log_window(run, sums)
         if step % config.eval_steps == 0:
             quick_look(run)
         if step % validate_steps == 0 or finished:
             validate_and_keep_best(run)
+        if step % config.logging_steps == 0 or finished:
+            log_window(run, sums)
         if step % config.save_steps == 0 or step % validate_steps == 0 or finished:
             save_last(run, sums)
         run.bar.update()
@@ -185,7 +187,12 @@ def log_window(run: Run, sums: torch.Tensor) -> None:
         "train/epoch": progress.step / plan.steps_per_epoch,
     }
     write_scalars(run, scalars)
-    say(run, {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples / seconds:.1f}"})
+    left = tqdm.format_interval((run.total_steps - progress.step) * seconds / len(window))
+    run.shown |= {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples / seconds:.1f}"}
+    run.bar.set_postfix(run.shown, refresh=False)
+    if run.bar.disable:  # no terminal: a line instead
+        figures = ", ".join(f"{name} {value}" for name, value in run.shown.items())
+        say(run, f"step {progress.step}/{run.total_steps}: {figures}, {left} left")
     sums.zero_()
     progress.window_start = progress.step
     run.started = time.perf_counter()
@@ -193,9 +200,8 @@ def log_window(run: Run, sums: torch.Tensor) -> None:
 
 def quick_look(run: Run) -> None:
     """Scores on a fixed, stratified part of the validation split: for the curve, not `best/`."""
-    part = sample(run.validation, run.config.eval_samples, run.config.validation_seed)
-    scores = evaluate(run, part, "validation_sample")
-    run.bar.set_postfix(validation=f"{scores.accuracy:.3f}", refresh=False)
+    scores = evaluate(run, run.quick, "validation_sample")
+    run.shown["validation accuracy"] = f"{scores.accuracy:.3f}"
 
 
 def validate_and_keep_best(run: Run) -> None:
@@ -207,7 +213,11 @@ def validate_and_keep_best(run: Run) -> None:
         progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
         if run.accelerator.is_main_process:
             checkpoint.write(output(run) / "best", lambda folder: fill_best(run, scores, folder))
-    say(run, {"validation accuracy": f"{scores.accuracy:.4f}" + (" (best)" if better else "")})
+    say(
+        run,
+        f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
+        f"{scores.examples:,} texts" + (", written to best/" if better else ""),
+    )
 
 
 def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
@@ -229,13 +239,10 @@ def write_scalars(run: Run, scalars: dict[str, float]) -> None:
         run.writer.add_scalar(name, value, run.progress.step)
 
 
-def say(run: Run, figures: dict[str, str]) -> None:
-    """Into the progress bar on a terminal, else a line."""
-    if not run.bar.disable:
-        run.bar.set_postfix(figures, refresh=False)
-    elif run.accelerator.is_main_process:
-        text = ", ".join(f"{name} {value}" for name, value in figures.items())
-        print(f"step {run.progress.step}/{run.total_steps}: {text}", flush=True)
+def say(run: Run, line: str) -> None:
+    if run.accelerator.is_main_process:
+        tqdm.write(line)  # above the bar, if there is one
+        sys.stdout.flush()
 
 
 # ---------------------------------------------------------------- what is written
@@ -252,7 +259,8 @@ def save_last(run: Run, sums: torch.Tensor) -> None:
     progress.loss_sum = accelerator.reduce(sums, "sum")[0].item()
     progress.grad_norm_sum = sums[1].item()
     if accelerator.is_main_process:
-        run.writer.flush()  # every two minutes by itself; a resume must find all before `step`
+        if run.writer:
+            run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
         checkpoint.write(output(run) / "last", lambda folder: fill_last(run, folder))
     accelerator.wait_for_everyone()
     run.started += time.perf_counter() - begun
@@ -373,6 +381,7 @@ def prepare(config: Config) -> Run:
         optimizer=optimizer,
         train=train,
         validation=validation,
+        quick=sample(validation, config.eval_samples, config.validation_seed),
         plan=plan,
         total_steps=config.max_steps if config.max_steps > 0 else epochs_steps,
         progress=Progress(),
@@ -431,11 +440,13 @@ def main(argv=None) -> None:
     resume(run)
     progress, main_process = run.progress, run.accelerator.is_main_process
     if progress.step < run.total_steps:
+        if progress.step == 0:  # a run killed before its first save is resumed like any other
+            save_last(run, torch.zeros(2, device=run.accelerator.device))
         if main_process:
-            print(describe(run), flush=True)
+            say(run, describe(run))
             # Scalars after the resumed step belong to steps that are run again.
-            purge_step = progress.step + 1 if progress.step else None
-            run.writer = SummaryWriter(str(output(run) / "runs"), purge_step=purge_step)
+            purge = progress.step + 1
+            run.writer = SummaryWriter(str(output(run) / "runs"), purge_step=purge)
         hidden = not (main_process and sys.stderr.isatty())
         run.bar = tqdm(
             total=run.total_steps, initial=progress.step, disable=hidden, dynamic_ncols=True
@@ -452,7 +463,12 @@ def main(argv=None) -> None:
             f"{progress.best_accuracy:.4f} on {len(run.validation):,} texts; "
             f"next: python eval.py --ckpt {best}"
         )
-    run.accelerator.end_training()
+    accelerator = run.accelerator
+    # The wrapped model goes before the process group: if it held the group's last reference, gloo's
+    # thread would wait for the interpreter lock that this thread keeps in its join (pytorch#56297).
+    del run
+    accelerator.free_memory()
+    accelerator.end_training()
 
 
 def describe(run: Run) -> str:

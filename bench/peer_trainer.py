@@ -17,15 +17,36 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Config, parse, run_command
-from train import prepare
+from train import Run, prepare
 
 
-def main() -> None:
-    config = parse(Config)
-    run = prepare(config)
-    output = Path(config.output_dir)
+class Recorded(Trainer):
+    """Keeps the loss of each step, and takes our batches if it is handed them."""
+
+    handed: list[list[int]] | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.losses = []
+
+    def get_train_dataloader(self):
+        if self.handed is None:
+            return super().get_train_dataloader()
+        return torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=self.handed, collate_fn=self.data_collator
+        )
+
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        self.losses.append(loss.detach())
+        return loss
+
+
+def make_trainer(run: Run, same_batches: bool = False) -> Recorded:
+    """Trainer with its own optimizer, decay groups and schedule, on a prepared run of ours."""
+    config = run.config
     arguments = TrainingArguments(
-        output_dir=str(output / "trainer"),
+        output_dir=str(Path(config.output_dir) / "trainer"),
         max_steps=run.total_steps,
         per_device_train_batch_size=config.per_device_train_batch_size,
         learning_rate=config.learning_rate,
@@ -39,19 +60,29 @@ def main() -> None:
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Trainer(
+    trainer = Recorded(
         model=run.model,
         args=arguments,
         train_dataset=run.train.select_columns(["input_ids", "labels"]),
         data_collator=DataCollatorWithPadding(run.tokenizer),
     )
+    if same_batches:
+        trainer.handed = [run.plan[step].tolist() for step in range(run.total_steps)]
+    return trainer
+
+
+def main() -> None:
+    config = parse(Config)
+    run = prepare(config)
+    best = Path(config.output_dir) / "best"
+    trainer = make_trainer(run)
     begun = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begun
-    trainer.save_model(str(output / "best"))
-    run.tokenizer.save_pretrained(output / "best")
+    trainer.save_model(str(best))
+    run.tokenizer.save_pretrained(best)
     settings = {name: run.settings[name] for name in dataclasses.asdict(config)}
-    (output / "best" / "training_config.json").write_text(json.dumps(settings, indent=1))
+    (best / "training_config.json").write_text(json.dumps(settings, indent=1))
     print(f"{run.total_steps} steps in {seconds:.0f} s with {torch.get_num_threads()} threads")
 
 

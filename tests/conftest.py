@@ -1,0 +1,137 @@
+"""A tiny random DistilBERT and a small corpus, and the two commands called in this process.
+
+Nothing here needs a network or a GPU. Every test says in its docstring by which change of the code
+it was seen to fail ("Red: ...").
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import csv
+import random
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
+
+WORDS = [f"w{index}" for index in range(40)]
+
+
+def make_model(folder: Path, **config) -> Path:
+    """A DistilBERT of two layers, 32 wide, with its word-level tokenizer, saved in `folder`."""
+    vocabulary = {
+        word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    }
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=32,
+        **{f"{name}_token": token for name, token in special.items()},
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {
+        "dim": 32,
+        "hidden_dim": 64,
+        "n_layers": 2,
+        "n_heads": 2,
+        "vocab_size": len(vocabulary),
+    }
+    config = DistilBertConfig(**sizes, max_position_embeddings=32, **config)
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+def make_rows(count: int, seed: int, classes=("negative", "positive")) -> list[tuple[str, str]]:
+    """(text, label) rows of 3 to 40 words, some above 32 tokens; one word shows the label."""
+    rng = random.Random(seed)
+    rows = []
+    for index in range(count):
+        words = rng.choices(WORDS[10:], k=rng.randint(3, 40))
+        words[rng.randrange(3)] = WORDS[index % len(classes)]
+        rows.append((" ".join(words), classes[index % len(classes)]))
+    return rows
+
+
+def write_csv(path: Path, rows, header=("text", "label")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A folder with train.csv (150 rows) and test.csv (61 rows)."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_csv(folder / "train.csv", make_rows(150, seed=1))
+    write_csv(folder / "test.csv", make_rows(61, seed=2))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps its state, such as the precision, in singletons: each test has its own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def train_command(tiny, corpus, tmp_path):
+    """train_command(flag=value, ...) runs train.py on the small corpus; returns its folder."""
+    import train
+
+    def command(**flags) -> Path:
+        output = flags.setdefault("output_dir", tmp_path / "run")
+        defaults = {
+            "model": tiny,
+            "dataset": corpus,
+            "max_length": 32,
+            "learning_rate": 1e-3,
+            "num_threads": 1,
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 2,
+            "logging_steps": 5,
+            "eval_steps": 5,
+            "save_steps": 10,
+        }
+        train.main([f"--{name}={value}" for name, value in {**defaults, **flags}.items()])
+        return Path(output)
+
+    return command
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """TensorBoard's own reading of a run: tag -> [(step, value)]."""
+    events = EventAccumulator(str(folder / "runs"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def weights_of(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(folder / name / "model.safetensors")

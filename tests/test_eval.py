@@ -1,0 +1,209 @@
+"""Counting: every example once, integers exact, sums divided once; and what eval.py reports."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_rows, write_csv
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+import eval as evaluation
+from config import EvalConfig
+from data import Collator, eval_loader, read_labelled, read_table, tokenize
+from model import load_model, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, corpus, tmp_path_factory):
+    """A checkpoint folder, trained for a few steps."""
+    import train
+
+    output = tmp_path_factory.mktemp("trained")
+    train.main(
+        [
+            f"--model={tiny}",
+            f"--dataset={corpus}",
+            f"--output_dir={output}",
+            "--max_length=32",
+            "--max_steps=60",
+            "--learning_rate=3e-3",
+            "--num_threads=1",
+        ]
+    )
+    return output / "best"
+
+
+@pytest.fixture(scope="module")
+def test_set(tiny, corpus):
+    table = read_table(str(corpus), "test")
+    tokenizer = load_tokenizer(str(tiny), max_length=32)
+    return tokenizer, tokenize(read_labelled(table, "text", "label"), tokenizer, 32)
+
+
+class Rows:
+    """What eval_loader needs of a data set, without one."""
+
+    column_names = ()
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, name):
+        return self.lengths
+
+    def select_columns(self, names):
+        return self
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=100), st.integers(1, 9), st.integers(1, 7))
+def test_the_shares_of_all_processes_are_every_row_once(lengths, size, processes):
+    """Invariant 5, for any count and processes. Red: `[process::processes]` left away."""
+    shares = [eval_loader(Rows(lengths), size, p, processes, None)[1] for p in range(processes)]
+    assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 61, 100])
+def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_size):
+    """Invariants 5 and 10. Red: logits written in the loader's order; the mask not passed on."""
+    tokenizer, rows = test_set
+    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    alone = [model(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
+    logits = evaluation.predict(model, rows, Collator(tokenizer), batch_size, Accelerator())
+    torch.testing.assert_close(logits, torch.stack(alone).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny, monkeypatch):
+    """Red: the check of the last column removed from predict."""
+    tokenizer, rows = test_set
+    model = load_model(str(tiny), ["negative", "positive"])
+
+    def doubled(*arguments):
+        loader, order = eval_loader(*arguments)
+        order[0] = order[1]
+        return loader, order
+
+    monkeypatch.setattr(evaluation, "eval_loader", doubled)
+    with pytest.raises(RuntimeError, match="were not counted once"):
+        evaluation.predict(model, rows, Collator(tokenizer), 8, Accelerator())
+
+
+def test_padding_changes_no_logit_and_gets_no_attention(tiny):
+    """Invariant 10: whatever stands in the padding. Red: collator drops every attention_mask."""
+    tokenizer = load_tokenizer(str(tiny), max_length=32)
+    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    rows = [{"input_ids": [2, 9, 8, 3], "labels": 0}, {"input_ids": [2, *[7] * 20, 3], "labels": 1}]
+    batch = Collator(tokenizer)(rows)
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits
+    alone = model(torch.tensor([rows[0]["input_ids"]])).logits
+    torch.testing.assert_close(logits[:1], alone, rtol=1e-5, atol=1e-6)
+    other = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 11)
+    assert torch.equal(model(other, batch["attention_mask"]).logits, logits)
+
+
+def test_a_batch_without_padding_has_no_mask_and_an_idle_process_a_row_that_counts_nothing(tiny):
+    """Red: the mask kept; label 0 for the idle row."""
+    collate = Collator(load_tokenizer(str(tiny), max_length=32))
+    rows = [{"input_ids": [2, 9, 3], "labels": 0}, {"input_ids": [2, 7, 3], "labels": 1}]
+    assert set(collate(rows)) == {"input_ids", "labels"}
+    assert collate([])["labels"].tolist() == [-100]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
+def test_report_equals_scikit_learns(pairs):
+    """Red: confusion transposed (precision and recall change places)."""
+    names = ["a", "b", "c", "d"]
+    true, predicted = (np.array(column) for column in zip(*pairs, strict=True))
+    logits = torch.nn.functional.one_hot(torch.as_tensor(predicted), 4).float() * 3
+    report = evaluation.make_report(logits, torch.as_tensor(true), names)
+    labels = range(4)
+    expected = metrics.precision_recall_fscore_support(
+        true, predicted, labels=labels, zero_division=0
+    )
+    for key, column in zip(("precision", "recall", "f1", "examples"), expected, strict=True):
+        assert [row[key] for row in report["classes"].values()] == pytest.approx(list(column))
+    assert report["confusion"] == metrics.confusion_matrix(true, predicted, labels=labels).tolist()
+    assert report["accuracy"] == pytest.approx(metrics.accuracy_score(true, predicted))
+    probabilities = logits.double().softmax(-1).numpy()
+    assert report["loss"] == pytest.approx(metrics.log_loss(true, probabilities, labels=labels))
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_the_interval_is_wilsons(count, share):
+    """Against scipy's. Red: z = 1.645."""
+    from scipy.stats import binomtest
+
+    right = round(count * share)
+    expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    low, high = evaluation.wilson(right / count, count)
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+def test_the_test_split_of_the_training_data_is_the_default(trained, capsys):
+    """Red: train_split for test_split in load_test."""
+    evaluation.main([f"--ckpt={trained}", "--num_threads=1"])
+    report = json.loads((trained / "report_test.json").read_text())
+    assert report["examples"] == 61
+    assert report["of"]["test_split"] == "test"
+    assert sum(map(sum, report["confusion"])) == 61
+    assert f"accuracy {report['accuracy']:.4f}" in capsys.readouterr().out
+    assert report["accuracy"] > 0.8  # the label shows in one word of each text
+
+
+def test_a_report_gives_way_only_to_one_of_the_same(trained):
+    """Red: refuse_to_replace without the comparison."""
+    evaluation.main([f"--ckpt={trained}"])
+    evaluation.main([f"--ckpt={trained}"])
+    with pytest.raises(evaluation.UserError, match="another report"):
+        evaluation.main([f"--ckpt={trained}", "--max_test_samples=20"])
+    evaluation.main([f"--ckpt={trained}", "--max_test_samples=20", "--overwrite"])
+    report = json.loads((trained / "report_test.json").read_text())
+    assert report["examples"] == 20
+    (trained / "report_test.json").unlink()
+
+
+def test_texts_and_files_get_the_predictions_of_the_test_split(trained, tmp_path, capsys):
+    """One path for all three. Red: rows of --input sorted by length and left so."""
+    rows = make_rows(30, seed=5)
+    evaluation.main([f"--ckpt={trained}", *(f"--text={text}" for text, _ in rows)])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line.split()[0] for line in lines]
+    source = write_csv(tmp_path / "in.csv", [(i, text) for i, (text, _) in enumerate(rows)], "nx")
+    output = tmp_path / "out.csv"
+    evaluation.main(
+        [f"--ckpt={trained}", f"--input={source}", f"--output={output}", "--text_column=x"]
+    )
+    with output.open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["predicted_label"] for row in written] == told
+    assert [row["n"] for row in written] == [str(i) for i in range(30)]
+    assert sum(label == truth for label, (_, truth) in zip(told, rows, strict=True)) > 22
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_every_kind_of_file_is_read_and_written(trained, tmp_path, suffix):
+    """Red: a writer missing from the table in predict_file."""
+    rows = make_rows(8, seed=5)
+    source = write_csv(tmp_path / "in.csv", rows)
+    first = tmp_path / f"first{suffix}"
+    evaluation.main([f"--ckpt={trained}", f"--input={source}", f"--output={first}"])
+    again = read_table(str(first), "train")
+    assert again["text"][:] == [text for text, _ in rows]
+    assert set(again["predicted_label"]) <= {"negative", "positive"}
+
+
+def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_path):
+    """Red: load_test without the model's names."""
+    rows = [row for row in make_rows(20, seed=6) if row[1] == "positive"]
+    path = write_csv(tmp_path / "only_positive.csv", rows)
+    trained_on = evaluation.open_checkpoint(trained)
+    config = EvalConfig(ckpt=str(trained), dataset=str(path))
+    test, _ = evaluation.load_test(config, trained_on, ["negative", "positive"])
+    assert set(test["labels"]) == {1}

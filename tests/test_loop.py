@@ -1,0 +1,284 @@
+"""The loop against independent implementations, and what may not change its result."""
+
+import contextlib
+import json
+import math
+
+import pytest
+import torch
+from conftest import scalars, weights_of
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, get_scheduler
+
+import train
+from bench.loss_equality import compare
+from config import Config, parse
+
+
+def flags_of(folder) -> list[str]:
+    settings = json.loads((folder / "last" / "progress.json").read_text())["settings"]
+    known = {name: settings[name] for name in Config.__dataclass_fields__}
+    return [f"--{name}={value}" for name, value in known.items() if value is not None]
+
+
+def assert_same_bits(a, b):
+    """Weights, optimizer, progress and all scalars but wall-clock ones."""
+    assert all(torch.equal(tensor, weights_of(b)[key]) for key, tensor in weights_of(a).items())
+    moments = [
+        torch.load(folder / "last" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+        for folder in (a, b)
+    ]
+    for index, state in moments[0].items():
+        assert all(torch.equal(value, moments[1][index][key]) for key, value in state.items())
+    progress = [
+        json.loads((folder / "last" / "progress.json").read_text())["progress"] for folder in (a, b)
+    ]
+    assert progress[0] == progress[1]
+    curves = [
+        {tag: points for tag, points in scalars(folder).items() if "per_second" not in tag}
+        for folder in (a, b)
+    ]
+    assert curves[0] == curves[1]
+
+
+@contextlib.contextmanager
+def dying_at(monkeypatch, step):
+    """The run dies in the middle of that step, as from a kill."""
+    rate = train.learning_rate
+
+    def dying(now, *rest):
+        if now == step:
+            raise KeyboardInterrupt
+        return rate(now, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learning_rate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+# ---------------------------------------------------------------- the mathematics
+
+
+def test_losses_equal_hf_trainers_step_by_step(tiny, corpus, tmp_path):
+    """Invariant 2: same batches, dropout off; Trainer with its own optimizer, decay and schedule.
+
+    Red: `reduction="mean"` with no division; `done = step` in learning_rate; bias decayed; no clip.
+    """
+    flags = {
+        "model": tiny,
+        "dataset": corpus,
+        "output_dir": tmp_path,
+        "max_length": 32,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "max_grad_norm": 0.1,
+        "weight_decay": 0.1,
+        "max_steps": 28,
+        "num_threads": 1,
+    }
+    pairs = compare([f"--{name}={value}" for name, value in flags.items()])
+    assert len(pairs) == 28
+    assert max(abs(ours - theirs) for ours, theirs in pairs) < 2e-6
+
+
+def test_a_step_is_the_textbook_step(train_command):
+    """The golden step: cross-entropy, clipping and AdamW (Loshchilov & Hutter 2019) written out.
+
+    Red: `fused` AdamW with another eps; `max_grad_norm` ignored; decay of all parameters.
+    """
+    output = train_command(
+        max_steps=2, warmup_steps=1, dropout=0.0, max_grad_norm=0.05, weight_decay=0.3
+    )
+    run = train.prepare(parse(Config, flags_of(output)))
+    parameters = dict(run.model.named_parameters())
+    # The first update of a warm-up has rate 0, but its gradient enters the moments.
+    first, second = (torch_gradient(run, step, norm=0.05) for step in (0, 1))
+    for name, before in parameters.items():
+        m = 0.9 * 0.1 * first[name] + 0.1 * second[name]
+        v = 0.999 * 0.001 * first[name] ** 2 + 0.001 * second[name] ** 2
+        step = (m / (1 - 0.9**2)) / ((v / (1 - 0.999**2)).sqrt() + 1e-8)
+        decay = 0.3 if before.ndim > 1 else 0.0
+        after = before - 1e-3 * (step + decay * before)
+        torch.testing.assert_close(weights_of(output)[name], after.detach(), rtol=2e-5, atol=2e-6)
+
+
+def torch_gradient(run, step, norm):
+    rows = [run.train[int(row)] for row in run.plan[step]]
+    losses = []
+    for row in rows:  # one text at a time: neither padding nor batching nor a mask
+        logits = run.model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits
+        losses.append(-logits.log_softmax(-1)[0, row["labels"]])
+    run.model.zero_grad()
+    (sum(losses) / len(losses)).backward()
+    gradients = {name: p.grad.clone() for name, p in run.model.named_parameters()}
+    total = math.sqrt(sum(g.square().sum().item() for g in gradients.values()))
+    return {name: g * min(1, norm / total) for name, g in gradients.items()}
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 0.06, 0.5, 7])
+def test_the_learning_rate_is_that_of_get_scheduler(kind, warmup):
+    """Invariant 8, at every step. Red: `done = step` in learning_rate."""
+    total = 40
+    name = "constant_with_warmup" if kind == "constant" else kind
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-5)
+    steps = math.ceil(total * warmup) if warmup < 1 else warmup
+    scheduler = get_scheduler(name, optimizer, steps, total)
+    config = Config(lr_scheduler_type=kind, warmup_steps=warmup)
+    for step in range(1, total + 1):
+        expected = optimizer.param_groups[0]["lr"]
+        assert train.learning_rate(step, total, config) == pytest.approx(expected, rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
+def test_accumulation_and_ragged_batches_give_the_same_gradient(train_command, tmp_path):
+    """Invariant 1 in one process: batch 8 = 4 x 2 = 1 x 8, with 105 texts in batches of 7 and 8.
+
+    Red: `loss.mean()` a micro-batch; division by batch_size instead of the batch's examples.
+    """
+    outputs = [
+        train_command(
+            per_device_train_batch_size=8 // steps,
+            gradient_accumulation_steps=steps,
+            dropout=0.0,
+            logging_steps=1,
+            output_dir=tmp_path / str(steps),
+        )
+        for steps in (1, 2, 8)
+    ]
+    curves = [scalars(output) for output in outputs]
+    for tag in ("train/loss", "train/grad_norm"):
+        reference = [value for _, value in curves[0][tag]]
+        for curve in curves[1:]:
+            assert [value for _, value in curve[tag]] == pytest.approx(reference, rel=2e-4)
+
+
+# ---------------------------------------------------------------- what changes nothing
+
+
+@pytest.mark.parametrize("step", [1, 7, 10, 11, 15, 28])
+def test_a_run_stopped_anywhere_and_started_again_ends_in_the_same_bits(
+    step, train_command, monkeypatch, tmp_path
+):
+    """Invariant 3, with dropout. Red: seeding once, before the loop; sums not saved."""
+    whole = train_command(output_dir=tmp_path / "whole")
+    with dying_at(monkeypatch, step):
+        train_command(output_dir=tmp_path / "stopped")
+    if step == 15:  # stopped twice: a resume of a resume
+        with dying_at(monkeypatch, 21):
+            train_command(output_dir=tmp_path / "stopped")
+    assert_same_bits(whole, train_command(output_dir=tmp_path / "stopped"))
+
+
+def test_evaluation_changes_nothing(train_command, tmp_path):
+    """Invariant 4, with dropout. Red: seeding once, and a loader without a generator."""
+    often = train_command(output_dir=tmp_path / "often", eval_steps=2, validate_steps=3)
+    never = train_command(output_dir=tmp_path / "never", eval_steps=999, validate_steps=999)
+    assert all(
+        torch.equal(tensor, weights_of(never)[key]) for key, tensor in weights_of(often).items()
+    )
+    assert scalars(often)["train/loss"] == scalars(never)["train/loss"]
+
+
+def test_two_runs_of_one_command_are_equal_to_the_bit_and_another_seed_is_not(
+    train_command, tmp_path
+):
+    """Red: the head drawn before torch.manual_seed(config.seed)."""
+    one, two = (train_command(output_dir=tmp_path / name) for name in ("one", "two"))
+    assert_same_bits(one, two)
+    other = train_command(output_dir=tmp_path / "other", seed=43)
+    key = "classifier.weight"
+    assert not torch.equal(weights_of(one)[key], weights_of(other)[key])
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_best_is_the_earliest_highest_accuracy_and_no_nan_or_resume_replaces_it(
+    train_command, monkeypatch, tmp_path
+):
+    """Invariant 6. Red: `>=` for `>`; no isfinite; Progress without best_accuracy."""
+    script = {3: 0.5, 6: 0.8, 9: 0.8, 12: float("nan"), 15: 0.7, 18: 0.9, 21: 0.75, 24: 0.9}
+
+    def scripted(run, data, name):
+        accuracy = script.get(run.progress.step, 0.1)
+        loss = float("nan") if run.progress.step == 18 else 0.3
+        return train.Scores(loss, accuracy, len(data))
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    command = {"validate_steps": 3, "output_dir": tmp_path / "run"}
+    best = tmp_path / "run" / "best" / "validation.json"
+    for stop, expected in ((8, 6), (17, 6), (20, 6), (23, 6)):
+        with dying_at(monkeypatch, stop):
+            train_command(**command)
+        assert json.loads(best.read_text())["step"] == expected
+    train_command(**command)
+    assert json.loads(best.read_text())["step"] == 24
+
+
+def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command):
+    """`pipeline` and `from_pretrained`, float32. Red: `id2label` left out in load_model."""
+    from transformers import pipeline
+
+    best = train_command(max_steps=4) / "best"
+    classify = pipeline("text-classification", str(best))
+    assert {row["label"] for row in classify("w1 w2", top_k=None)} == {"negative", "positive"}
+    model = AutoModelForSequenceClassification.from_pretrained(best)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    reference = weights_of(best.parent, "best")
+    assert all(torch.equal(tensor, reference[key]) for key, tensor in model.state_dict().items())
+
+
+def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
+    """Red: no test of progress.step in main; --overwrite that removes the whole folder."""
+    output = train_command(max_steps=4)
+    note = output / "my notes.txt"
+    note.write_text("mine")
+    stamp = (output / "last" / "manifest.json").stat().st_mtime_ns
+    train_command(max_steps=4)
+    assert "finished" in capsys.readouterr().out
+    assert (output / "last" / "manifest.json").stat().st_mtime_ns == stamp
+    train_command(max_steps=4, overwrite=True)
+    assert (output / "last" / "manifest.json").stat().st_mtime_ns != stamp
+    assert note.read_text() == "mine"
+
+
+def test_every_scalar_of_the_contract_is_written_at_its_steps(train_command):
+    """Red: log_window at `step % 7`."""
+    curves = {tag: [step for step, _ in points] for tag, points in scalars(train_command()).items()}
+    every_5, last = [5, 10, 15, 20, 25], [28]
+    assert {tag: steps for tag, steps in curves.items() if tag.startswith("train/")} == {
+        f"train/{name}": every_5 + last
+        for name in (
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "padding_fraction",
+            "examples_per_second",
+            "tokens_per_second",
+            "epoch",
+        )
+    }
+    for name in ("loss", "accuracy"):
+        assert curves[f"validation_sample/{name}"] == every_5
+        assert curves[f"validation/{name}"] == [14, 28]
+
+
+def test_logged_loss_is_the_mean_over_the_window(train_command, tmp_path):
+    """Red: sums not zeroed; division by logging_steps at a shorter last window."""
+    each = scalars(train_command(output_dir=tmp_path / "each", logging_steps=1))["train/loss"]
+    window = scalars(train_command(output_dir=tmp_path / "window", logging_steps=10))["train/loss"]
+    values = [value for _, value in each]
+    expected = [sum(values[:10]) / 10, sum(values[10:20]) / 10, sum(values[20:]) / 8]
+    assert [value for _, value in window] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_label_of_minus_100_adds_nothing_to_loss_or_gradient():
+    """What an idle process relies on. Red: reduction="mean" here gives NaN."""
+    logits = torch.randn(3, 2, requires_grad=True)
+    loss = F.cross_entropy(logits, torch.tensor([-100, -100, -100]), reduction="sum")
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()

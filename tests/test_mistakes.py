@@ -1,0 +1,1098 @@
+"""Every mistake of a user's: one line that names the value and the remedy, before any work.
+
+A case is data: the flags over those of a good run, the files there, and the lines that come of it,
+whole, where `...` stands for what a library says. All go through `main` of train.py or eval.py.
+
+Red: any check left out of config.read, data.locate, read_table, read_labelled, check_texts,
+model.load_tokenizer, load_classifier, train.resume or eval.check (the case ends in a traceback, or
+trains); a value or remedy left out of a line; a `print` before a check; an error class left out of
+model.LOADING_ERRORS; `logging.set_verbosity` left out of data.py (a second line on stderr).
+"""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, make_rows, write_csv
+from datasets import ClassLabel, Dataset, Features, Value
+
+import config
+import data
+import eval as evaluation
+import train
+from config import UserError
+
+REMEDY = re.compile(
+    r"; .*\b(give|check|mend|remove|rename|restore|save|make|choose|write|put|leave)\b"
+    r"|did you mean|--help lists|flags start with|: give "
+)
+
+
+@dataclasses.dataclass
+class Case:
+    """`files`: path under <tmp> -> what it holds (None: removed; a function: of what it held).
+
+    Paths under model/, best/ and run/ are in copies of the tiny model, its best/, and its run.
+    """
+
+    id: str
+    flags: list[str]
+    lines: list[str]
+    files: dict = dataclasses.field(default_factory=dict)
+    pending: str = ""  # why the program does not say so yet
+
+
+def one(id, flags, line, files=None, pending=""):
+    return Case(id, flags if isinstance(flags, list) else [flags], [line], files or {}, pending)
+
+
+def flag(words: str, line: str):
+    """A mistake in the flags alone, all of whose line we know."""
+    return one(words or "empty", [words], line)
+
+
+def dataset(id, file, content, line, *flags):
+    """A mistake in a data set. `line` without a flag of its own is that of --dataset."""
+    start = "" if line.startswith(("--", "row 3", "row 0")) else f"--dataset <tmp>/{file}: "
+    return one(id, [f"--dataset=<tmp>/{file}", *flags], start + line, {file: content})
+
+
+def model(id, line, **files):
+    names = {
+        "config": "config.json",
+        "weights": "model.safetensors",
+        "tokenizer": "tokenizer.json",
+        "tokenizer_config": "tokenizer_config.json",
+    }
+    files = {f"model/{names[name]}": content for name, content in files.items()}
+    return one(id, "--model=<tmp>/model", f"--model <tmp>/model: {line}", files)
+
+
+def edited(**changes):
+    """JSON with other fields; None takes one out."""
+
+    def edit(old: bytes) -> str:
+        fields = json.loads(old) | changes
+        return json.dumps({key: value for key, value in fields.items() if value is not None})
+
+    return edit
+
+
+def shorter(old: bytes) -> bytes:
+    return old[:-200]
+
+
+def altered(old: bytes) -> bytes:
+    return old[:-1] + bytes([old[-1] ^ 1])
+
+
+def jsonl(*rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def csv_of(*rows: str) -> str:
+    return "\n".join(["text,label", *rows]) + "\n"
+
+
+def parquet(labels: list[int]) -> bytes:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+    columns = {"text": [f"w{index}" for index in range(len(labels))], "label": labels}
+    Dataset.from_dict(columns, features=features).to_parquet(file := io.BytesIO())
+    return file.getvalue()
+
+
+CLASSES = ["no", "yes"]
+GOOD = [f"w{index} w{index + 1},{CLASSES[index % 2]}" for index in range(30)]
+PAIRS = [{"text": f"w{index}", "label": CLASSES[index % 2]} for index in range(30)]
+BYTES = bytes(range(128, 256)) * 20
+
+ONE_LABEL = (
+    "; give one class label a text, as integer or string "
+    "(regression and several labels a text are not supported)"
+)
+NO_DATA_FILE = (
+    "holds no .csv, .jsonl, .json, .parquet file; "
+    "check its files, --dataset_config_name and --train_split"
+)
+NO_VALUE = ": expected one argument; give --flag VALUE, or --flag=VALUE for one that starts with -"
+WHOLE_FOLDER = "; give a folder that save_pretrained wrote whole"
+SEED = "give a whole number from 0 to 4294967295"
+SHARE = "give a number of at least 0 and below 1"
+INSIDE = "give a number above 0 and below 1"
+STEPS = "give a share of at least 0 and below 1, or a whole number"
+NONE_OF = "split gets none of class"
+BROKEN = "run/last: ...; no whole copy is left: restore it, or start anew with --overwrite"
+ANOTHER = "give the old value, another --output_dir, or --overwrite to delete that run"
+
+FLAGS = [
+    flag("--learning_rte=1", "unknown flag --learning_rte: did you mean --learning_rate?"),
+    flag("--learn=1", "unknown flag --learn: did you mean --learning_rate?"),
+    flag("--zzz", "unknown flag --zzz: --help lists the flags"),
+    flag("-lr", "unknown flag -lr: --help lists the flags"),
+    flag("film", "'film' is not a flag: flags start with --"),
+    flag("--seed", f"--seed{NO_VALUE}"),
+    flag("--learning_rate=fast", "--learning_rate fast: give a number above 0"),
+    flag("--learning_rate=nan", "--learning_rate nan: give a number above 0"),
+    flag("--learning_rate=inf", "--learning_rate inf: give a number above 0"),
+    flag("--learning_rate=0", "--learning_rate 0: give a number above 0"),
+    flag("--learning_rate=-1e-5", "--learning_rate -1e-5: give a number above 0"),
+    flag("--learning_rate=", "--learning_rate : give a number above 0"),
+    flag("--weight_decay=-0.1", "--weight_decay -0.1: give a number of at least 0"),
+    flag("--weight_decay=inf", "--weight_decay inf: give a number of at least 0"),
+    flag("--max_grad_norm=nan", "--max_grad_norm nan: give a number of at least 0"),
+    flag("--max_length=0", "--max_length 0: give a whole number of at least 1"),
+    flag("--save_steps=-5", "--save_steps -5: give a whole number of at least 1"),
+    flag("--eval_steps=10.5", "--eval_steps 10.5: give a whole number of at least 1"),
+    flag("--num_threads=all", "--num_threads all: give a whole number of at least 1"),
+    flag("--attention_dropout=1", f"--attention_dropout 1: {SHARE}"),
+    flag("--dropout=none", f"--dropout none: {SHARE}"),
+    flag("--validation_size=0", f"--validation_size 0: {INSIDE}"),
+    flag("--validation_size=1", f"--validation_size 1: {INSIDE}"),
+    flag("--validation_size=30%", f"--validation_size 30%: {INSIDE}"),
+    flag("--warmup_steps=-1", f"--warmup_steps -1: {STEPS}"),
+    flag("--warmup_steps=1.5", f"--warmup_steps 1.5: {STEPS}"),
+    flag("--warmup_steps=inf", f"--warmup_steps inf: {STEPS}"),
+    flag("--max_steps=0", "--max_steps 0: give -1 (no limit) or a whole number of at least 1"),
+    flag("--seed=-1", f"--seed -1: {SEED}"),
+    flag("--seed=4294967296", f"--seed 4294967296: {SEED}"),
+    flag("--seed=1e3", f"--seed 1e3: {SEED}"),
+    flag("--truncation=middle", "--truncation middle: give one of head, tail, head_tail"),
+    flag("--mixed_precision=fp32", "--mixed_precision fp32: give one of auto, no, fp16, bf16"),
+    flag("--overwrite=perhaps", "--overwrite perhaps: give true or false"),
+    flag("--output_dir=", "--output_dir : give a text"),
+    flag("--dataset= ", "--dataset  : give a text"),
+    Case(
+        "several at once",
+        ["--lr=1", "--seed=x", "--dropout=nan", "--truncation=a\nb", "--eval_steps=-2"],
+        [
+            "unknown flag --lr: --help lists the flags",
+            f"--seed x: {SEED}",
+            f"--dropout nan: {SHARE}",
+            "--truncation a b: give one of head, tail, head_tail",
+            "--eval_steps -2: give a whole number of at least 1",
+        ],
+    ),
+    one(
+        "config missing",
+        "--config=<tmp>/c.json",
+        "--config <tmp>/c.json: No such file or directory; give a JSON file of flags",
+    ),
+    one("config without a name", "--config", f"--config{NO_VALUE}"),
+    one(
+        "config a folder",
+        "--config=<tmp>",
+        "--config <tmp>: Is a directory; give a JSON file of flags",
+    ),
+    one(
+        "config not JSON",
+        "--config=<tmp>/c.json",
+        "--config <tmp>/c.json: not JSON (...); mend the file",
+        {"c.json": '{"seed": 1'},
+    ),
+    one(
+        "config of bytes",
+        "--config=<tmp>/c.json",
+        "--config <tmp>/c.json: not JSON (...); mend the file",
+        {"c.json": BYTES},
+    ),
+    one(
+        "config not an object",
+        "--config=<tmp>/c.json",
+        '--config <tmp>/c.json: holds no flags; write {"flag": value, ...}',
+        {"c.json": "[1]"},
+    ),
+    Case(
+        "config of wrong values",
+        ["--config=<tmp>/c.json"],
+        [
+            "unknown flag --learning_rte: did you mean --learning_rate?",
+            f"--seed True: {SEED}",
+            "--revision 5: give a text",
+            "--eval_steps 3.0: give a whole number of at least 1",
+            "--weight_decay [1]: give a number of at least 0",
+            "--overwrite 1: give true or false",
+        ],
+        {
+            "c.json": json.dumps(
+                {
+                    "learning_rte": 1,
+                    "seed": True,
+                    "revision": 5,
+                    "eval_steps": 3.0,
+                    "weight_decay": [1],
+                    "overwrite": 1,
+                }
+            )
+        },
+    ),
+    one(
+        "config and the command line",
+        ["--config=<tmp>/c.json", "--seed=x"],
+        f"--seed x: {SEED}",
+        {"c.json": '{"seed": "y"}'},
+    ),
+    one(
+        "fp16 without a GPU",
+        "--mixed_precision=fp16",
+        "--mixed_precision fp16: needs a CUDA GPU; give bf16 or no",
+    ),
+]
+
+DATA = [
+    one(
+        "file missing",
+        "--dataset=<tmp>/x.csv",
+        "--dataset <tmp>/x.csv: no such file or folder; check the path",
+    ),
+    one(
+        "folder missing",
+        "--dataset=./no_such_folder",
+        "--dataset ./no_such_folder: no such file or folder; check the path",
+    ),
+    one(
+        "home of nobody",
+        "--dataset=~nobody_of_that_name/x",
+        "--dataset ~nobody_of_that_name/x: no such file or folder; check the path",
+    ),
+    one(
+        "name too long",
+        f"--dataset=/{'x' * 300}",
+        f"--dataset /{'x' * 300}: no such file or folder; check the path",
+    ),
+    one(
+        "deep folder missing",
+        "--dataset=my/data/reviews",
+        "--dataset my/data/reviews: no such folder, nor a Hub name (OWNER/NAME); check it",
+    ),
+    one(
+        "Hub name, no network",
+        "--dataset=nobody/nothing",
+        "--dataset nobody/nothing: ...; check the name (or unset HF_HUB_OFFLINE to download it), "
+        "--dataset_config_name and --train_split",
+    ),
+    dataset("folder empty", "folder/", "", NO_DATA_FILE),
+    dataset("folder named x.csv", "x.csv/", "", NO_DATA_FILE),
+    one(
+        "folder without data files",
+        "--dataset=<tmp>/folder",
+        f"--dataset <tmp>/folder: {NO_DATA_FILE}",
+        {"folder/notes.md": "hello"},
+    ),
+    one(
+        "folder without that split",
+        "--dataset=<tmp>/folder",
+        "--dataset <tmp>/folder: Unknown split \"train\". Should be one of ['test']; "
+        "check its files, --dataset_config_name and --train_split",
+        {"folder/test.csv": csv_of(*GOOD)},
+    ),
+    one(
+        "split misspelt",
+        "--train_split=trian",
+        '--dataset <corpus>: Unknown split "trian". Should be one of ...; '
+        "check its files, --dataset_config_name and --train_split",
+    ),
+    one(
+        "configuration unknown",
+        "--dataset_config_name=sst2",
+        "--dataset <corpus>: ...'sst2' not found...; "
+        "check its files, --dataset_config_name and --train_split",
+    ),
+    dataset(
+        "configuration of a file",
+        "x.csv",
+        csv_of(*GOOD),
+        "a file has no configuration sst2; give none",
+        "--dataset_config_name=sst2",
+    ),
+    one(
+        "revision of a folder",
+        "--dataset_revision=v2",
+        "--dataset <corpus>: a local path has no revision v2; give one or the other",
+    ),
+    dataset(
+        "kind unknown",
+        "x.tsv",
+        "text\tlabel\n",
+        "unknown kind of file; give .csv, .jsonl, .json, .parquet",
+    ),
+    dataset("csv empty", "x.csv", "", "No columns to parse from file; mend the file"),
+    dataset("csv of a header alone", "x.csv", csv_of(), "...no data; mend the file"),
+    dataset(
+        "csv with a quote left open",
+        "x.csv",
+        csv_of(*GOOD, '"w1,no', "w2,yes"),
+        "...EOF inside string starting at row 31; mend the file",
+    ),
+    dataset(
+        "csv with a longer row",
+        "x.csv",
+        csv_of(*GOOD, "w1,w2,no"),
+        "...Expected 2 fields in line 32, saw 3; mend the file",
+    ),
+    dataset(
+        "csv with longer rows throughout",
+        "x.csv",
+        csv_of(*(f"w{index},{row}" for index, row in enumerate(GOOD))),
+        "rows hold more values than the header has names; put texts that hold commas in quotes",
+    ),
+    dataset(
+        "csv with a shorter row",
+        "x.csv",
+        csv_of(*GOOD, "w1"),
+        "--label_column label: row 30 of 31 has no label (''); remove such rows",
+    ),
+    dataset("csv of bytes", "x.csv", BYTES, "'utf-8' codec can't decode...; mend the file"),
+    dataset(
+        "csv in Latin-1",
+        "x.csv",
+        csv_of(*GOOD, "caf\xe9,no").encode("latin-1"),
+        "'utf-8' codec can't decode...; mend the file",
+    ),
+    dataset("jsonl empty", "x.jsonl", "", "holds no rows; mend the file"),
+    dataset(
+        "jsonl cut off", "x.jsonl", jsonl(*PAIRS)[:-15], "JSON parse error: ...; mend the file"
+    ),
+    dataset("jsonl of arrays", "x.jsonl", jsonl(["w1", "no"], ["w2", "yes"]), "...; mend the file"),
+    dataset(
+        "jsonl of labels of two kinds",
+        "x.jsonl",
+        jsonl(*PAIRS, {"text": "w1", "label": 3}),
+        f"--label_column label: holds mixed values{ONE_LABEL}",
+    ),
+    dataset(
+        "jsonl of texts of two kinds",
+        "x.jsonl",
+        jsonl(*PAIRS, {"text": 3, "label": "no"}),
+        "row 30 of column 'text' is 3, not text; remove or fill such rows",
+    ),
+    dataset("csv named jsonl", "x.jsonl", csv_of(*GOOD), "JSON parse error: ...; mend the file"),
+    dataset("parquet empty", "x.parquet", "", "Parquet file size is 0 bytes; mend the file"),
+    dataset(
+        "parquet cut off",
+        "x.parquet",
+        parquet([0, 1])[:-20],
+        "Parquet magic bytes not found...; mend the file",
+    ),
+    one(
+        "no text column",
+        "--text_column=review",
+        "--text_column review: no such column; there are text, label",
+    ),
+    one(
+        "no label column",
+        "--label_column=stars",
+        "--label_column stars: no such column; there are text, label",
+    ),
+    one(
+        "one column for both",
+        "--label_column=text",
+        "--label_column text: is the --text_column too; give another",
+    ),
+    dataset(
+        "csv with semicolons",
+        "x.csv",
+        csv_of(*GOOD).replace(",", ";"),
+        "--text_column text: no such column; there are text;label",
+    ),
+    dataset(
+        "texts that are numbers",
+        "x.csv",
+        csv_of("1,no", "2,yes"),
+        "row 0 of column 'text' is 1, not text; remove or fill such rows",
+    ),
+    dataset(
+        "labels that are floats",
+        "x.csv",
+        csv_of("w1,0.5", "w2,0.7"),
+        f"--label_column label: holds float64{ONE_LABEL}",
+    ),
+    dataset(
+        "labels that are lists",
+        "x.jsonl",
+        jsonl({"text": "w1", "label": ["no"]}, {"text": "w2", "label": ["no", "yes"]}),
+        f"--label_column label: holds lists{ONE_LABEL}",
+    ),
+    dataset(
+        "label missing",
+        "x.csv",
+        csv_of("w1,0", "w2,1", "w3,"),
+        "--label_column label: row 2 of 3 has no label (''); remove such rows",
+    ),
+    dataset(
+        "label of blanks",
+        "x.csv",
+        csv_of("w1,no", "w2,yes", "w3, "),
+        "--label_column label: row 2 of 3 has no label (' '); remove such rows",
+    ),
+    dataset(
+        "label null",
+        "x.jsonl",
+        jsonl(*PAIRS, {"text": "w1", "label": None}),
+        "--label_column label: row 30 of 31 has no label (None); remove such rows",
+    ),
+    dataset(
+        "class label -1",
+        "x.parquet",
+        parquet([0, 1, 0, -1]),
+        "--label_column label: row 3 of 4 has no label (-1); remove such rows",
+    ),
+    dataset(
+        "one class",
+        "x.csv",
+        csv_of("w1,no", "w2,no"),
+        "--label_column label: only class 'no'; give two or more",
+    ),
+    dataset(
+        "text empty",
+        "x.csv",
+        csv_of(*GOOD, ",no"),
+        "row 30 of column 'text' is empty; remove or fill such rows",
+    ),
+    dataset(
+        "text of blanks",
+        "x.csv",
+        csv_of(*GOOD, "  ,no"),
+        "row 30 of column 'text' is empty; remove or fill such rows",
+    ),
+    dataset(
+        "text null",
+        "x.jsonl",
+        jsonl(*PAIRS, {"text": None, "label": "no"}),
+        "row 30 of column 'text' is empty; remove or fill such rows",
+    ),
+    dataset(
+        "too few rows",
+        "x.csv",
+        csv_of(*GOOD[:4]),
+        f"--validation_size 0.1: of 4 texts the validation {NONE_OF} ...; give more texts...",
+        "--validation_size=0.1",
+    ),
+    dataset(
+        "class of one row",
+        "x.csv",
+        csv_of(*GOOD, "w9,maybe"),
+        f"--validation_size 0.3: of 31 texts the validation {NONE_OF} 'maybe'; give more texts...",
+    ),
+    one(
+        "a part without a class",
+        "--max_train_samples=1",
+        "--max_train_samples 1: ...; give...",
+        pending="data.split_validation does not look at what `sample` left",
+    ),
+]
+
+MODELS = [
+    one(
+        "model longer",
+        "--max_length=33",
+        "--max_length 33: <tiny> reads at most 32 tokens; give --max_length 32",
+    ),
+    one(
+        "no room for a word",
+        "--max_length=2",
+        "--max_length 2: <tiny> adds 2 tokens to each text; give at least 3",
+    ),
+    one(
+        "model missing",
+        "--model=/no/such/model",
+        "--model /no/such/model: no such file or folder; check the path",
+    ),
+    one(
+        "model on the Hub, no network",
+        "--model=nobody/nothing",
+        "--model nobody/nothing: cannot be loaded (...); "
+        "check the name (or unset HF_HUB_OFFLINE to download it)",
+    ),
+    one(
+        "model revision of a folder",
+        "--revision=v2",
+        "--model <tiny>: a local path has no revision v2; give one or the other",
+    ),
+    one(
+        "model is a data set",
+        "--model=<corpus>",
+        "--model <corpus>: holds no config.json; give a folder that save_pretrained wrote",
+    ),
+    model(
+        "model without config.json",
+        "holds no config.json; give a folder that save_pretrained wrote",
+        config=None,
+    ),
+    model("model config broken", f"cannot be loaded (...){WHOLE_FOLDER}", config="{bad"),
+    model("model config empty", f"cannot be loaded (...){WHOLE_FOLDER}", config="{}"),
+    model(
+        "model type unknown",
+        f"cannot be loaded (...frobnicate...){WHOLE_FOLDER}",
+        config=edited(model_type="frobnicate"),
+    ),
+    model(
+        "model config of a wrong type",
+        f"cannot be loaded (...'dim' expected int...){WHOLE_FOLDER}",
+        config=edited(dim="x"),
+    ),
+    model(
+        "model with code of its own",
+        f"cannot be loaded (...custom code...){WHOLE_FOLDER}",
+        config=edited(model_type="own", auto_map={"AutoConfig": "own.Config"}),
+    ),
+    model("no weights", f"cannot be loaded (...no file...){WHOLE_FOLDER}", weights=None),
+    model("weights cut off", f"cannot be loaded (...incomplete...){WHOLE_FOLDER}", weights=shorter),
+    model("weights of git-lfs", f"cannot be loaded (...){WHOLE_FOLDER}", weights="version 1\n" * 9),
+    model(
+        "weights of another size",
+        "34 of its weights are missing or of another size, such as "
+        "distilbert.embeddings.LayerNorm.bias; check its config.json",
+        config=edited(dim=64),
+    ),
+    model(
+        "weights of fewer layers",
+        "16 of its weights are missing or of another size, such as "
+        "distilbert.transformer.layer.2.attention.k_lin.bias; check its config.json",
+        config=edited(n_layers=3),
+    ),
+    model(
+        "no tokenizer",
+        "holds no tokenizer; save it with tokenizer.save_pretrained there",
+        tokenizer=None,
+        tokenizer_config=None,
+    ),
+    model("tokenizer broken", f"cannot be loaded (...){WHOLE_FOLDER}", tokenizer="{bad"),
+    model(
+        "tokenizer without padding",
+        "has no padding token; choose an encoder such as DistilBERT",
+        tokenizer_config=edited(pad_token=None),
+    ),
+    model(
+        "tokenizer of another model",
+        "its tokenizer has token 44 and the model only 20 of them; "
+        "save the tokenizer that belongs to it there",
+        config=edited(vocab_size=20),
+    ),
+]
+
+OUTPUT = [
+    one(
+        "output is a file",
+        "--output_dir=<tmp>/x",
+        "--output_dir <tmp>/x: ...; give...",
+        {"x": "mine"},
+        pending="train.main finds it after the training's first save",
+    ),
+    one(
+        "output under a file",
+        "--output_dir=<tmp>/x/run",
+        "--output_dir <tmp>/x/run: ...; give...",
+        {"x": "mine"},
+        pending="train.main finds it after the training's first save",
+    ),
+    one(
+        "output not writable",
+        "--output_dir=<tmp>/locked/run",
+        "--output_dir <tmp>/locked/run: ...; give...",
+        {"locked/": ""},
+        pending="train.main finds it after the training's first save",
+    ),
+    one(
+        "best without last",
+        "--output_dir=<tmp>/run",
+        "--output_dir <tmp>/run: holds best/ of another run and no last/ to resume from; "
+        "give another folder, or --overwrite to delete it",
+        {"run/last/": None},
+    ),
+    one(
+        "runs without last",
+        "--output_dir=<tmp>/run",
+        "--output_dir <tmp>/run: holds runs/ of another run and no last/ to resume from; "
+        "give another folder, or --overwrite to delete it",
+        {"run/last/": None, "run/best/": None},
+    ),
+    Case(
+        "other settings",
+        ["--learning_rate=0.001", "--seed=7"],
+        [
+            f"<tmp>/run/last was written with learning_rate 2e-05, not 0.001: {ANOTHER}",
+            f"<tmp>/run/last was written with seed 42, not 7: {ANOTHER}",
+        ],
+        {"run/note": ""},
+    ),
+    one(
+        "other batch",
+        "--per_device_train_batch_size=4",
+        f"<tmp>/run/last was written with global_batch_size 16, not 4: {ANOTHER}",
+        {"run/note": ""},
+    ),
+    one("last: a file cut off", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.pt": shorter}),
+    one("last: a file missing", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.pt": None}),
+    one("last: weights altered", [], f"<tmp>/{BROKEN}", {"run/last/model.safetensors": altered}),
+    one("last: manifest broken", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": "{bad"}),
+    one("last: manifest missing", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": None}),
+    one(
+        "last: manifest of nothing",
+        [],
+        f"<tmp>/{BROKEN}",
+        {"run/last/manifest.json": "{}"},
+        pending="checkpoint.verify takes an empty list for a whole folder",
+    ),
+    one(
+        "last without its best",
+        [],
+        "<tmp>/run/best...; ...restore...",
+        {"run/best/": None},
+        pending="train.resume does not look at best/",
+    ),
+]
+
+REVIEWS = "text,stars\nw1 w2,1\nw3,2\n"
+NO_CHECKPOINT = "; give the best/ folder that train.py wrote"
+TRAINED_ON = ": is what the model was trained on; give --dataset TEST_FILE or another split"
+
+EVAL = [
+    flag("--ckp=x", "unknown flag --ckp: did you mean --ckpt?"),
+    flag("--config=x", "unknown flag --config: --help lists the flags"),
+    flag("--max_test_samples=0", "--max_test_samples 0: give a whole number of at least 1"),
+    flag("--text=", "--text ['']: give texts that are not empty"),
+    one("second text blank", ["--text=w1", "--text= "], "--text ['w1', ' ']: give texts..."),
+    one("text from a dash", ["--text", "-bad"], f"--text{NO_VALUE}"),
+    one(
+        "ckpt missing",
+        "--ckpt=<tmp>/best",
+        f"--ckpt <tmp>/best: no checkpoint there (no config.json){NO_CHECKPOINT}",
+    ),
+    one(
+        "ckpt a file",
+        "--ckpt=<tmp>/x",
+        f"--ckpt <tmp>/x: no checkpoint there (no config.json){NO_CHECKPOINT}",
+        {"x": "mine"},
+    ),
+    one(
+        "ckpt empty",
+        "--ckpt=<tmp>/x",
+        f"--ckpt <tmp>/x: no checkpoint there (no config.json){NO_CHECKPOINT}",
+        {"x/": ""},
+    ),
+    one(
+        "ckpt is last",
+        "--ckpt=<tmp>/run/last",
+        f"--ckpt <tmp>/run/last: no checkpoint there (no config.json){NO_CHECKPOINT}",
+        {"run/note": ""},
+    ),
+    one(
+        "ckpt without weights",
+        [],
+        f"--ckpt <tmp>/best: no checkpoint there (no model.safetensors){NO_CHECKPOINT}",
+        {"best/model.safetensors": None},
+    ),
+    one(
+        "ckpt altered",
+        [],
+        "--ckpt <tmp>/best: model.safetensors is not what was written; restore it or train anew",
+        {"best/model.safetensors": altered},
+    ),
+    one(
+        "ckpt manifest broken",
+        [],
+        "--ckpt <tmp>/best: ...; restore it or train anew",
+        {"best/manifest.json": "{bad"},
+    ),
+    one(
+        "ckpt settings broken",
+        [],
+        "--ckpt <tmp>/best/training_config.json: ...; restore it or train anew",
+        {"best/manifest.json": None, "best/training_config.json": "{bad"},
+    ),
+    one(
+        "ckpt weights cut off",
+        [],
+        f"--ckpt <tmp>/best: cannot be loaded (...){WHOLE_FOLDER}",
+        {"best/manifest.json": None, "best/model.safetensors": shorter},
+    ),
+    one(
+        "ckpt without a head",
+        "--ckpt=<tiny>",
+        "--ckpt <tiny>: 4 of its weights are missing or of another size, such as "
+        "classifier.bias; give the best/ that train.py wrote",
+    ),
+    one(
+        "ckpt without class names",
+        [],
+        "--ckpt <tmp>/best: config.json names its 2 classes {0: 'a', 5: 'b'}; "
+        "give each a name of its own under id2label",
+        {"best/manifest.json": None, "best/config.json": edited(id2label={"0": "a", "5": "b"})},
+    ),
+    one(
+        "ckpt that names no data set",
+        [],
+        "--ckpt <tmp>/best: does not say what it was trained on; give --dataset",
+        {"best/manifest.json": None, "best/training_config.json": None},
+    ),
+    one(
+        "label unknown",
+        "--dataset=<tmp>/x.csv",
+        "label 'maybe' is unknown to the model; it knows negative, positive",
+        {"x.csv": csv_of("w1,positive", "w2,maybe")},
+    ),
+    one(
+        "no test split",
+        "--dataset=<tmp>/folder",
+        "--dataset <tmp>/folder: Unknown split \"test\". Should be one of ['train']; check its "
+        "files, --dataset_config_name and --test_split, or give --dataset TEST_FILE",
+        {"folder/train.csv": csv_of(*GOOD)},
+    ),
+    one(
+        "the training split",
+        "--test_split=train",
+        f"--dataset <corpus> --test_split train{TRAINED_ON}",
+    ),
+    one(
+        "a slice of the training split",
+        "--test_split=train[:9]",
+        f"--dataset <corpus> --test_split train[:9]{TRAINED_ON}",
+    ),
+    one(
+        "both splits",
+        "--test_split=test+train",
+        f"--dataset <corpus> --test_split test+train{TRAINED_ON}",
+    ),
+    one(
+        "the training file of the folder",
+        "--dataset=<corpus>/train.csv",
+        f"--dataset <corpus>/train.csv --test_split test{TRAINED_ON}",
+    ),
+    one(
+        "the training file",
+        [],
+        f"--dataset <tmp>/x.csv --test_split test{TRAINED_ON}",
+        {
+            "x.csv": csv_of("w1,positive", "w2,negative"),
+            "best/manifest.json": None,
+            "best/training_config.json": edited(dataset="<tmp>/x.csv"),
+        },
+    ),
+    one(
+        "the training file by another path",
+        "--dataset=<tmp>/best/../x.csv",
+        f"--dataset <tmp>/best/../x.csv --test_split test{TRAINED_ON}",
+        {
+            "x.csv": csv_of("w1,positive", "w2,negative"),
+            "best/manifest.json": None,
+            "best/training_config.json": edited(dataset="<tmp>/x.csv"),
+        },
+    ),
+    one(
+        "the training file gone",
+        [],
+        "--dataset <tmp>/x.csv: no such file or folder; check the path",
+        {"best/manifest.json": None, "best/training_config.json": edited(dataset="<tmp>/x.csv")},
+    ),
+    one(
+        "input alone",
+        "--input=<tmp>/in.csv",
+        "--input <tmp>/in.csv: needs --output FILE; give both",
+        {"in.csv": REVIEWS},
+    ),
+    one(
+        "output alone",
+        "--output=<tmp>/out.csv",
+        "--output <tmp>/out.csv: needs --input FILE; give both",
+    ),
+    Case(
+        "modes mixed",
+        ["--text=w1", "--input=<tmp>/in.csv", "--report=<tmp>/r.json", "--max_test_samples=3"],
+        [
+            "--input <tmp>/in.csv: needs --output FILE; give both",
+            "--input <tmp>/in.csv: given with --text; give one of the two",
+            "--report <tmp>/r.json: is for the test split; leave it out with --text",
+            "--max_test_samples 3: is for the test split; leave it out with --text",
+        ],
+        {"in.csv": REVIEWS},
+    ),
+    one(
+        "output there",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
+        "--output <tmp>/out.csv: exists; give another name, or --overwrite",
+        {"in.csv": REVIEWS, "out.csv": "mine"},
+    ),
+    one(
+        "output is the input",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/in.csv", "--overwrite"],
+        "--output <tmp>/in.csv: is the --input itself; give another name",
+        {"in.csv": REVIEWS},
+    ),
+    one(
+        "output a folder",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv", "--overwrite"],
+        "--output <tmp>/out.csv: is a folder; give the name of a file",
+        {"in.csv": REVIEWS, "out.csv/": ""},
+    ),
+    one(
+        "output in no folder",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/no/out.csv"],
+        "--output <tmp>/no/out.csv: folder <tmp>/no is not there; make it, or give another",
+        {"in.csv": REVIEWS},
+    ),
+    one(
+        "output of unknown kind",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.xlsx"],
+        "--output <tmp>/out.xlsx: unknown kind of file; give one of .csv, .jsonl, .parquet",
+        {"in.csv": REVIEWS},
+    ),
+    one(
+        "input missing",
+        ["--input=in.csv", "--output=<tmp>/out.csv"],
+        "--input in.csv: is no file; give a .csv, .jsonl, .json, .parquet file",
+    ),
+    one(
+        "input without texts",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
+        "--text_column text: no such column; there are review, stars",
+        {"in.csv": REVIEWS.replace("text", "review")},
+    ),
+    one(
+        "input with an empty text",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
+        "row 2 of column 'text' is empty; remove or fill such rows",
+        {"in.csv": REVIEWS + ",3\n"},
+    ),
+    one(
+        "input with predictions",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
+        "--input <tmp>/in.csv: has a column probability already; rename it",
+        {"in.csv": REVIEWS.replace("stars", "probability")},
+    ),
+    one(
+        "report of something else",
+        [],
+        "<tmp>/best/report_test.json holds another report; give --report FILE, or --overwrite",
+        {"best/report_test.json": '{"of": {"dataset": "other"}}'},
+    ),
+    one(
+        "report is a note",
+        "--report=<tmp>/x",
+        "<tmp>/x holds another report; give --report FILE, or --overwrite",
+        {"x": "mine"},
+    ),
+    one(
+        "report a folder",
+        "--report=<tmp>/x",
+        "--report <tmp>/x: is a folder; give the name of a file",
+        {"x/": ""},
+    ),
+    one(
+        "report in no folder",
+        "--report=<tmp>/no/r.json",
+        "--report <tmp>/no/r.json: folder <tmp>/no is not there; make it, or give another",
+    ),
+]
+
+
+def table(cases: list[Case]):
+    def marks(case):
+        yield from [pytest.mark.xfail(reason=case.pending, strict=True)] if case.pending else []
+        if case.id == "output not writable":
+            yield pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+    params = [pytest.param(case, id=case.id, marks=[*marks(case)]) for case in cases]
+    return pytest.mark.parametrize("case", params)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, corpus, tmp_path_factory) -> Path:
+    """The folder of a run of two steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    train.main([*good_flags(tiny, corpus), f"--output_dir={folder}"])
+    return folder
+
+
+def good_flags(tiny, corpus) -> list[str]:
+    sizes = {"max_length": 32, "num_threads": 1, "max_steps": 2}
+    return [
+        f"--{key}={value}" for key, value in {"model": tiny, "dataset": corpus, **sizes}.items()
+    ]
+
+
+@pytest.fixture
+def places(tiny, corpus, finished, tmp_path) -> dict[str, Path]:
+    return {"tiny": tiny, "corpus": corpus, "finished": finished, "tmp": tmp_path}
+
+
+def put(text: str, places) -> str:
+    for name, path in places.items():
+        text = text.replace(f"<{name}>", str(path))
+    return text
+
+
+def lay_out(files: dict, places) -> None:
+    originals = {
+        "model": places["tiny"],
+        "run": places["finished"],
+        "best": places["finished"] / "best",
+    }
+    for top in {name.split("/")[0] for name in files} & set(originals):
+        shutil.copytree(originals[top], places["tmp"] / top)
+    for name, content in files.items():
+        path = places["tmp"] / name
+        if callable(content):
+            content = content(path.read_bytes())
+        if content is None:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif name.endswith("/"):
+            path.mkdir(parents=True, mode=0o500 if "locked" in name else 0o700)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = put(content, places).encode() if isinstance(content, str) else content
+            path.write_bytes(content)
+
+
+def all_files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_lines(case: Case, main, good: list[str], places, capfd) -> None:
+    """`main` raises those lines, all and whole, having printed, written and lost nothing."""
+    lay_out(case.files, places)
+    before = all_files(places["tmp"])
+    capfd.readouterr()
+    with pytest.raises(UserError) as raised:
+        main([*good, *(put(flag, places) for flag in case.flags)])
+    lines = list(raised.value.args)
+    for line, expected in zip(lines, case.lines, strict=True):
+        pattern = re.escape(put(expected, places)).replace(re.escape("..."), ".*")
+        assert re.fullmatch(pattern, line), f"{line}\nis not\n{put(expected, places)}"
+        assert REMEDY.search(line) or "; " in line, line
+        assert line.splitlines() == [line]
+    assert capfd.readouterr() == ("", "")
+    assert all_files(places["tmp"]) == before
+
+
+@table(FLAGS + DATA + MODELS)
+def test_train(case, places, capfd):
+    """Red: see above."""
+    good = good_flags(places["tiny"], places["corpus"])
+    assert_lines(case, train.main, [*good, f"--output_dir={places['tmp']}/out"], places, capfd)
+
+
+@table(OUTPUT)
+def test_train_where_something_is(case, places, capfd):
+    """Red: `resume` without one of its checks, or `newest` without `verify`."""
+    good = good_flags(places["tiny"], places["corpus"])
+    assert_lines(case, train.main, [*good, f"--output_dir={places['tmp']}/run"], places, capfd)
+
+
+@table(EVAL)
+def test_eval(case, places, capfd):
+    """Red: see above."""
+    copied = any(name.startswith("best/") for name in case.files)
+    ckpt = places["tmp"] / "best" if copied else places["finished"] / "best"
+    assert_lines(case, evaluation.main, [f"--ckpt={ckpt}", "--num_threads=1"], places, capfd)
+
+
+@pytest.mark.parametrize("flag", ["--dataset=nobody/nothing", "--model=nobody/nothing"])
+def test_a_hub_that_does_not_answer_is_one_line_within_seconds(flag, places, monkeypatch):
+    """The Hub's own code retries for 23 s. Red: `locate` without its probe."""
+    monkeypatch.setattr(data, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(data.constants, "ENDPOINT", "http://127.0.0.1:9")
+    begun = time.perf_counter()
+    with pytest.raises(UserError) as raised:
+        train.main([*good_flags(places["tiny"], places["corpus"]), flag])
+    assert time.perf_counter() - begun < 10
+    (line,) = raised.value.args
+    given = flag.replace("=", " ")
+    remedy = "give a local path, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+    assert re.fullmatch(rf"{given}: http://127.0.0.1:9 does not answer \(\w+\); {remedy}", line)
+
+
+@pytest.mark.parametrize("word", ["null", "NA", "nan", "None", "N/A"])
+def test_words_that_pandas_takes_for_nothing_are_texts(word, tmp_path):
+    """In a file and in a folder. Red: `keep_default_na` left out of read_table."""
+    write_csv(tmp_path / "train.csv", [(word, "no"), ("w1", word)])
+    for path in (tmp_path, tmp_path / "train.csv"):
+        table = data.read_labelled(data.read_table(str(path), "train"), "text", "label")
+        assert table["text"][:] == [word, "w1"]
+        assert table.features["labels"].names == sorted(["no", word])
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "shares"),
+    [
+        ("train", "test", False),
+        ("train", "train", True),
+        ("train[:80%]", "train[80%:]", False),
+        ("train[:80%]", "train[:80%]", True),
+        ("train[:80%]", "train", True),
+        ("train + extra", "extra[:5]", True),
+    ],
+)
+def test_splits_that_share_rows(trained, asked, shares, tmp_path):
+    """Red: `==` between the two names of splits in learnt_from."""
+    about = {"dataset": str(tmp_path), "test_split": asked}
+    settings = {"dataset": str(tmp_path), "train_split": trained}
+    assert evaluation.learnt_from(about, settings) == shares
+    assert not evaluation.learnt_from(about, settings | {"dataset": str(tmp_path / "other")})
+
+
+def test_another_data_set_is_read_without_the_configuration_of_the_training(places):
+    """Red: load_test without the line that takes them out."""
+    write_csv(places["tmp"] / "x.csv", make_rows(20, seed=3))
+    settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
+    trained = settings | {"dataset_config_name": "sst2", "dataset_revision": "v2"}
+    asked = evaluation.EvalConfig(dataset=str(places["tmp"] / "x.csv"))
+    test, about = evaluation.load_test(asked, trained, ["negative", "positive"])
+    assert len(test) == 20
+    assert about["dataset_config_name"] is about["dataset_revision"] is None
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("0", "error: a b\nerror: c\n"), ("1", "")])
+def test_lines_come_from_the_first_process_and_the_status_is_2(rank, expected, monkeypatch, capsys):
+    """Red: `sys.exit(1)`, or `error.args[0]` alone, or no look at LOCAL_RANK in run_command."""
+    monkeypatch.setenv("LOCAL_RANK", rank)
+
+    def main():
+        raise UserError("a\nb", "c")
+
+    with pytest.raises(SystemExit) as ended:
+        config.run_command(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_a_long_value_leaves_a_line_readable():
+    """Red: UserError without its cut, or with one that takes the remedy."""
+    (line,) = UserError(f"label {'very ' * 1000} is unknown; give another").args
+    assert len(line) <= 700
+    assert line.startswith("label very")
+    assert line.endswith("; give another")
+
+
+@pytest.fixture(scope="module")
+def processes(tiny, corpus, tmp_path_factory):
+    """Commands as a shell runs them, side by side: flags -> (status, stdout, stderr)."""
+    broken = tmp_path_factory.mktemp("broken") / "x.jsonl"
+    broken.write_text(jsonl(*PAIRS)[:-15])  # datasets logs an error of its own for it
+    commands = {
+        "train": ["train.py", *good_flags(tiny, corpus), f"--dataset={broken}"],
+        "eval": ["eval.py", "--ckpt=/no/such/folder"],
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = {
+        name: subprocess.Popen([sys.executable, *words], cwd=ROOT, **pipes)
+        for name, words in commands.items()
+    }
+    ends = {name: process.communicate(timeout=120) for name, process in running.items()}
+    return {name: (running[name].returncode, *ends[name]) for name in running}
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_as_a_shell_sees_it(processes, name):
+    """Status 2, nothing but the lines, no traceback. Red: train.py ending in a bare `main()`."""
+    status, out, err = processes[name]
+    assert status == 2
+    assert out == ""
+    assert re.fullmatch("error: .*; .*\n", err), err

@@ -1,0 +1,121 @@
+"""The batch plan and the splits: properties that hold for any lengths, sizes and seeds."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import BatchPlan, deal, plan_epoch, stratified_part
+
+lengths = st.lists(st.integers(1, 512), min_size=1, max_size=300).map(np.array)
+sizes = st.integers(1, 40)
+seeds = st.integers(0, 2**32 - 1)
+windows = st.sampled_from([1, 3, 50])
+
+
+@given(lengths, sizes, seeds, st.integers(0, 5), windows)
+def test_every_row_comes_exactly_once_an_epoch(lengths, size, seed, epoch, window):
+    """Red: `order[1:]` instead of `order` in plan_epoch."""
+    batches = plan_epoch(lengths, size, seed, epoch, window)
+    assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
+
+
+@given(lengths, sizes, seeds, windows)
+def test_batches_differ_by_at_most_one_in_size_and_never_exceed_it(lengths, size, seed, window):
+    """Red: batches as slices of `batch_size`, which leave a ragged last one."""
+    counts = {len(batch) for batch in plan_epoch(lengths, size, seed, 0, window)}
+    assert max(counts) - min(counts) <= 1
+    assert max(counts) <= size
+
+
+@given(lengths, sizes, seeds, st.integers(0, 3))
+def test_the_plan_is_a_pure_function(lengths, size, seed, epoch):
+    """Red: `np.random.permutation`, the global generator, in plan_epoch."""
+    np.random.seed(1)
+    first = plan_epoch(lengths, size, seed, epoch, 50)
+    np.random.seed(2)
+    second = plan_epoch(lengths.copy(), size, seed, epoch, 50)
+    assert [batch.tolist() for batch in first] == [batch.tolist() for batch in second]
+
+
+@given(lengths, sizes, seeds, st.integers(0, 60))
+def test_step_k_is_the_same_batch_whoever_asks_first(lengths, size, seed, step):
+    """Resuming at k asks a new plan for batch k. Red: one generator for all epochs of a plan."""
+    walked, jumped = (BatchPlan(lengths, size, seed) for _ in range(2))
+    for earlier in range(step):
+        walked[earlier]
+    assert walked[step].tolist() == jumped[step].tolist()
+
+
+@given(lengths, sizes, st.integers(1, 4), st.integers(1, 4))
+def test_dealing_gives_every_row_to_one_part_whatever_the_mix(lengths, size, processes, steps):
+    """Red: `[process:-1:processes]` in the dealing of train_loader loses parts."""
+    batch = BatchPlan(lengths, size, seed=0)[0]
+    parts = deal(batch, processes * steps)
+    dealt = [parts[process::processes] for process in range(processes)]
+    assert all(len(share) == steps for share in dealt)
+    assert sorted(np.concatenate([np.concatenate(share) for share in dealt])) == sorted(batch)
+
+
+def test_the_order_changes_from_epoch_to_epoch_and_from_seed_to_seed():
+    """Red: `default_rng(seed)` without the epoch."""
+    plans = [
+        np.concatenate(plan_epoch(np.arange(1, 101), 8, seed, epoch, 50)).tolist()
+        for seed, epoch in [(0, 0), (0, 1), (1, 0)]
+    ]
+    assert len({tuple(plan) for plan in plans}) == 3
+
+
+def test_length_windows_leave_little_padding_and_random_does_not():
+    """Lengths as IMDb's (log-normal, cut at 512). Red: no argsort in plan_epoch."""
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.lognormal(5.4, 0.6, 17500).astype(int) + 3, 512)
+    padding = {}
+    for strategy in ("group_by_length", "random"):
+        plan = BatchPlan(lengths, 16, seed=0, strategy=strategy)
+        padded = sum(plan.padded_tokens(step, 1) for step in range(plan.steps_per_epoch))
+        padding[strategy] = 1 - lengths.sum() / padded
+    assert padding["group_by_length"] < 0.03
+    assert padding["random"] > 0.35
+
+
+def test_batches_come_in_no_order_of_length():
+    """HF Trainer yields each window longest first. Red: no permutation of the batches."""
+    lengths = np.random.default_rng(0).integers(5, 500, 1600)
+    means = [lengths[batch].mean() for batch in plan_epoch(lengths, 16, 0, 0, 50)]
+    ranks = np.argsort(np.argsort(means[:50]))
+    assert abs(np.corrcoef(ranks, np.arange(50))[0, 1]) < 0.4
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), min_size=4, max_size=200),
+    st.floats(0.05, 0.95),
+    seeds,
+)
+@settings(max_examples=200)
+def test_equal_texts_stay_on_one_side_of_a_split(rows, share, seed):
+    """Red: `texts=None` in stratified_part, which splits row by row."""
+    labels, texts = zip(*rows, strict=True)
+    part, rest = stratified_part(labels, round(len(rows) * share), seed, texts)
+    assert sorted(part + rest) == list(range(len(rows)))
+    assert not {texts[row] for row in part} & {texts[row] for row in rest}
+
+
+@given(st.lists(st.integers(0, 3), min_size=4, max_size=200), st.floats(0, 1), seeds)
+def test_a_part_has_the_asked_size_and_each_class_its_share_to_within_one(labels, share, seed):
+    """Red: the remainders not handed out (`quota += 1` left away)."""
+    size = int(len(labels) * share)
+    part, _ = stratified_part(labels, size, seed)
+    assert len(part) == size
+    for label in set(labels):
+        exact = labels.count(label) * size / len(labels)
+        assert abs(sum(labels[row] == label for row in part) - exact) < 1
+
+
+def test_the_published_sizes_of_imdb_are_met_though_97_texts_stand_twice():
+    """25,000 = 17,500 + 7,500, each half positive. Red: duplicates counted once in the quota."""
+    texts = [str(row) for row in range(24903)] + [str(row) for row in range(97)]
+    labels = [row % 2 for row in range(24903)] + [row % 2 for row in range(97)]
+    part, rest = stratified_part(labels, 7500, 0, texts)
+    assert (len(part), len(rest)) == (7500, 17500)
+    assert sum(labels[row] for row in part) == pytest.approx(3750, abs=1)

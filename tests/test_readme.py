@@ -1,0 +1,147 @@
+"""The README's commands, names and pages are those of the code."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import ROOT, scalars
+from datasets import load_dataset
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from config import Config, EvalConfig, parse
+
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "demo" / "README.md"]
+COMMANDS = [
+    line
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+
+
+def test_the_first_two_commands_set_everything_up_in_one_line():
+    """Red: another file name than requirements.txt in the README."""
+    assert [line.startswith(SET_UP) for line in COMMANDS[:2]] == [True, True]
+    assert COMMANDS[1] == SET_UP + ".venv/bin/python -m pytest -q"
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_names_flags_that_exist(line):
+    """Red: `--ouput_dir` in the README."""
+    for command in line.split("#")[0].split("&&"):
+        words = shlex.split(command)
+        for script, kind in (("train.py", Config), ("eval.py", EvalConfig)):
+            if script in words:
+                parse(kind, words[words.index(script) + 1 :])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_name_on_a_page_exists(page):
+    """Tests, flags and files. Red: a test renamed; a flag of the README removed from config.py."""
+    text = page.read_text()
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").glob("*.py")}
+    for file, name in re.findall(r"tests/(\w+\.py)(?:::(\w+))?", text):
+        assert f"def {name}(" in sources[file] if name else file in sources
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert any(f"def {name}(" in source for source in sources.values()), name
+    flags = {*Config.__dataclass_fields__, *EvalConfig.__dataclass_fields__, "config", "help"}
+    others = {"logdir", "num_processes", "multi_gpu", "no", "max_test_samples", "json"}
+    for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", text):
+        assert flag in flags | others, flag
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_page_of_flags_is_that_of_config():
+    """Red: a default changed in config.py."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from make_flags import flags_page
+
+    assert (ROOT / "docs" / "flags.md").read_text() == flags_page()
+
+
+def test_every_scalar_is_explained_and_every_explained_one_is_written(train_command):
+    """Red: a scalar added to log_window and not to docs/scalars.md."""
+    explained = re.findall(r"`((?:train|validation|validation_sample)/\w+)`(?=[,| ])", SCALARS_PAGE)
+    assert set(explained) == set(scalars(train_command()))
+
+
+SCALARS_PAGE = "\n".join(
+    line.rsplit("|", 3)[0]
+    for line in (ROOT / "docs" / "scalars.md").read_text().splitlines()
+    if line.startswith("| `")
+)
+
+
+# ---------------------------------------------------------------- the demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The README's first command, its set-up apart, in a folder of its own; seconds and output."""
+    folder = tmp_path_factory.mktemp("demo")
+    for name in (*ROOT.glob("*.py"), ROOT / "demo"):
+        (folder / name.name).symlink_to(name)
+    binaries = os.path.dirname(sys.executable)
+    outputs, begun = [], time.perf_counter()
+    for command in COMMANDS[0].removeprefix(SET_UP).split(" && "):
+        words = shlex.split(command.replace(".venv/bin", binaries))
+        words = [word.replace("demo/run", str(folder / "run")) for word in words]
+        words += [f"--output_dir={folder / 'run'}"] if "train.py" in words else []
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs.append(done.stdout)
+    return folder / "run", outputs, time.perf_counter() - begun
+
+
+def test_the_demo_reaches_its_accuracy(demo):
+    """At least 0.95 on its test split. Red: a learning rate of 1e-9 in demo/config.json."""
+    report = json.loads((demo[0] / "best" / "report_test.json").read_text())
+    assert report["accuracy"] >= 0.95
+    assert report["examples"] == len(load_dataset(str(ROOT / "demo" / "corpus"), split="test"))
+
+
+def test_the_run_ends_with_its_best_step_and_the_command_to_run_next(demo):
+    """Red: the last line of main removed."""
+    last = demo[1][0].strip().splitlines()[-1]
+    best = json.loads((demo[0] / "best" / "validation.json").read_text())
+    assert f"step {best['step']} of" in last
+    assert f"{best['accuracy']:.4f}" in last
+    assert last.endswith(f"python eval.py --ckpt {demo[0] / 'best'}")
+
+
+def test_word_counts_alone_stay_ten_points_below(demo):
+    """Red: a corpus whose label shows in single words (drop the contrast sentences)."""
+    corpus = load_dataset(str(ROOT / "demo" / "corpus"))
+    vectorizer = CountVectorizer()
+    train = vectorizer.fit_transform(corpus["train"]["text"])
+    test = vectorizer.transform(corpus["test"]["text"])
+    accuracy = max(
+        LogisticRegression(C=c, max_iter=2000)
+        .fit(train, corpus["train"]["label"])
+        .score(test, corpus["test"]["label"])
+        for c in (0.01, 0.1, 1.0)
+    )
+    report = json.loads((demo[0] / "best" / "report_test.json").read_text())
+    assert accuracy <= report["accuracy"] - 0.10
+
+
+def test_the_demo_is_ordinary_data(demo):
+    """Red: `if "demo" in config.dataset` in any core file."""
+    for path in ROOT.glob("*.py"):
+        assert "demo" not in path.read_text().lower(), path.name
+    corpus = load_dataset(str(ROOT / "demo" / "corpus"))
+    assert set(corpus) == {"train", "test"}
+    counts = Counter(corpus["train"]["label"][:])
+    assert len(counts) == 2
+    assert np.ptp(list(counts.values())) <= 1
