@@ -337,9 +337,7 @@ def prepare(config: Config) -> Run:
     """Everything before the first step, cheap checks first. Writes nothing into --output_dir."""
     accelerator = make_accelerator(config)
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
-    with (
-        accelerator.main_process_first()
-    ):  # the others then find the download and the tokens cached
+    with accelerator.main_process_first():  # the others find the download and the tokens cached
         table = read_table(
             config.dataset, config.train_split, config.dataset_config_name, config.dataset_revision
         )
@@ -388,28 +386,40 @@ def prepare(config: Config) -> Run:
     )
 
 
-def resume(run: Run) -> None:
-    """Go on from `last/` if there is one; with --overwrite, clear the way for a new run.
-
-    Raises `UserError` naming both values if a setting that changes the result differs, and if the
-    folder holds what no `last/` accounts for.
-    """
-    folder = output(run)
-    if run.config.overwrite:
-        if run.accelerator.is_main_process:
-            for name in ("best", "last", "runs", ".best.new", ".last.new"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        run.accelerator.wait_for_everyone()
-        return
+def find_last(config: Config) -> Path | None:
+    """The `last/` to resume from. Raises `UserError` for a folder that cannot be written, or that
+    holds what no `last/` accounts for."""
+    folder = Path(config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: {error.strerror}; give another folder") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--output_dir {folder}: cannot be written; give another folder")
+    if config.overwrite:
+        return None
     last = checkpoint.newest(folder / "last")
-    if last is None:
-        for name in ("best", "runs"):
-            if (folder / name).exists():
-                raise UserError(
-                    f"--output_dir {folder}: holds {name}/ of another run and no last/ to resume "
-                    "from; give another folder, or --overwrite to delete it"
-                )
-        return
+    for name in ("best", "runs"):
+        if last is None and (folder / name).exists():
+            raise UserError(
+                f"--output_dir {folder}: holds {name}/ of another run and no last/ to resume from; "
+                "give another folder, or --overwrite to delete it"
+            )
+    return last
+
+
+def start_anew(run: Run) -> None:
+    """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
+    if run.accelerator.is_main_process:
+        for name in ("best", "last", "runs", ".best.new", ".last.new"):
+            shutil.rmtree(output(run) / name, ignore_errors=True)
+    # From here on a run that is killed is resumed like any other, even before its first save.
+    save_last(run, torch.zeros(2, device=run.accelerator.device))
+
+
+def resume(run: Run, last: Path) -> None:
+    """Go on from `last`. Raises `UserError` naming both values of each setting that changes the
+    result and differs."""
     state = json.loads((last / "progress.json").read_text())
     old, new = state["settings"], run.settings
     changed = changed_settings(old, new)
@@ -436,12 +446,14 @@ def resume(run: Run) -> None:
 
 def main(argv=None) -> None:
     config = parse(Config, argv)
+    last = find_last(config)
     run = prepare(config)
-    resume(run)
+    if last:
+        resume(run, last)
+    else:
+        start_anew(run)
     progress, main_process = run.progress, run.accelerator.is_main_process
     if progress.step < run.total_steps:
-        if progress.step == 0:  # a run killed before its first save is resumed like any other
-            save_last(run, torch.zeros(2, device=run.accelerator.device))
         if main_process:
             say(run, describe(run))
             # Scalars after the resumed step belong to steps that are run again.

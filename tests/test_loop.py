@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -55,6 +56,7 @@ def dying_at(monkeypatch, step):
         patch.setattr(train, "learning_rate", dying)
         with pytest.raises(KeyboardInterrupt):
             yield
+    time.sleep(1)  # TensorBoard reads event files in the order of the second in their names
 
 
 # ---------------------------------------------------------------- the mathematics
