@@ -67,6 +67,8 @@ def verify(folder: Path) -> None:
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder}: {error}") from None
+    if not listed:
+        raise Damaged(f"{folder}: {MANIFEST} lists no file")
     if wrong:
         raise Damaged(f"{folder}: {wrong[0]} is not what was written")
 
@@ -87,6 +89,9 @@ def newest(folder: Path) -> Path | None:
             continue
         for line in damage:
             print(f"warning: {line}; using {path}", file=sys.stderr)
+        if not folder.exists():
+            path.rename(folder)  # what a writer that died between two renames did not come to
+            return folder
         return path
     if folder.exists():
         raise UserError(

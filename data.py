@@ -81,6 +81,8 @@ def read_table(
             raise UserError(f"{flag} {name}: unknown kind of file; give {', '.join(FORMATS)}")
         if config_name:
             raise UserError(f"{flag} {name}: a file has no configuration {config_name}; give none")
+        if set("[+") & set(split):
+            raise UserError(f"{flag} {name}: a file has no split {split}; give a plain name for it")
         source = FORMATS[path.suffix]
         options = {"split": split, "data_files": {split: str(path)}}
     has_csv = source == "csv" or bool(path and path.is_dir() and any(path.rglob("*.csv")))
@@ -210,20 +212,26 @@ def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[list[int]
 def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
     """(train, validation) of a labelled split; IMDb gives the published 17,500 and 7,500."""
     labels, texts = data["labels"][:], data["text"][:]
-    size = round(len(data) * config.validation_size)
+    count = round(len(data) * config.validation_size)
     names = data.features["labels"].names
-    validation, train = stratified_part(labels, size, config.validation_seed, texts)
-    for side, rows in (("validation", validation), ("training", train)):
-        missing = set(labels) - {labels[row] for row in rows}
-        if missing:
-            raise UserError(
-                f"--validation_size {config.validation_size}: of {len(data)} texts the {side} "
-                f"split gets none of class {names[min(missing)]!r}; give more texts, another share"
-            )
-    return (
-        sample(data.select(train), config.max_train_samples, config.validation_seed),
-        sample(data.select(validation), config.max_validation_samples, config.validation_seed),
-    )
+    validation, train = stratified_part(labels, count, config.validation_seed, texts)
+    seed, size = config.validation_seed, config.validation_size
+    parts = []
+    for side, rows in (("train", train), ("validation", validation)):
+        flag = f"max_{side}_samples"
+        whole = data.select(rows)
+        part = sample(whole, getattr(config, flag), seed)
+        for chosen, given in (
+            (whole, f"--validation_size {size}"),
+            (part, f"--{flag} {len(part)}"),
+        ):
+            if missing := set(labels) - set(chosen["labels"][:]):
+                raise UserError(
+                    f"{given}: of {len(data)} texts the {side} split gets none of class "
+                    f"{names[min(missing)]!r}; give more texts, or another value"
+                )
+        parts.append(part)
+    return tuple(parts)
 
 
 def sample(data: Dataset, size: int | None, seed: int) -> Dataset:

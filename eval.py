@@ -196,7 +196,7 @@ def label_names(model, ckpt: str) -> list[str]:
 
 
 def load_test(config: EvalConfig, trained: dict, names: list[str]):
-    """(labelled test split, what it is). Raises `UserError` if the model learnt from it."""
+    """(labelled test split, what it is). Raises `UserError` if the model learnt from most of it."""
     fallback = trained or (dataclasses.asdict(Config(dataset="")) if config.dataset else {})
     if config.dataset not in (None, fallback.get("dataset")):  # another one, with its own
         fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
@@ -206,11 +206,6 @@ def load_test(config: EvalConfig, trained: dict, names: list[str]):
         raise UserError(
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
         )
-    if learnt_from(about, trained):
-        raise UserError(
-            f"--dataset {about['dataset']} --test_split {about['test_split']}: is what the model "
-            "was trained on; give --dataset TEST_FILE or another split"
-        )
     table = read_table(
         about["dataset"],
         about["test_split"],
@@ -219,30 +214,28 @@ def load_test(config: EvalConfig, trained: dict, names: list[str]):
         choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
     )
     test = read_labelled(table, about["text_column"], about["label_column"], names)
-    return sample(test, config.max_test_samples, seed=0), about
-
-
-def learnt_from(about: dict, trained: dict) -> bool:
-    """Whether it shares rows with the training split, as far as paths and names of splits tell.
-
-    Two slices of one split, such as train[:80%] and train[80%:], are taken to be apart.
-    """
-    if not trained.get("dataset") or not about["dataset"]:
-        return False
-    here, there = (Path(where["dataset"]).expanduser().resolve() for where in (about, trained))
-    if here.is_file():
-        return here == there or (
-            here.is_relative_to(there) and here.stem.startswith(trained.get("train_split", "train"))
+    learnt = count_learnt(test, trained)
+    if learnt is not None and learnt > len(test) / 2:
+        raise UserError(
+            f"--dataset {about['dataset']} --test_split {about['test_split']}: {learnt} of its "
+            f"{len(test)} texts are what the model was trained on; give --dataset TEST_FILE, or "
+            "another split"
         )
-    ours, theirs = (
-        {part.partition("[")[::2] for part in split.replace(" ", "").split("+")}
-        for split in (about["test_split"], trained["train_split"])
-    )
-    return here == there and any(
-        name == other and (cut == other_cut or not cut or not other_cut)
-        for name, cut in ours
-        for other, other_cut in theirs
-    )
+    return sample(test, config.max_test_samples, seed=0), about | {"also_in_training": learnt}
+
+
+def count_learnt(test: datasets.Dataset, trained: dict) -> int | None:
+    """How many of the test texts stand in the split that the model was trained on, or None if that
+    is not there to compare. By content, for paths and names of splits hide what is equal; a few are
+    usual (52 of IMDb's 25,000)."""
+    if not trained.get("dataset"):
+        return None
+    names = ("dataset", "train_split", "dataset_config_name", "dataset_revision")
+    try:
+        table = read_table(*(trained.get(name) for name in names))
+        return len(set(test["text"][:]) & set(table[trained["text_column"]][:]))
+    except (UserError, KeyError):
+        return None
 
 
 TEST_SETTINGS = (

@@ -440,6 +440,10 @@ def resume(run: Run, last: Path) -> None:
     if run.accelerator.scaler and tensors["scaler"]:
         run.accelerator.scaler.load_state_dict(tensors["scaler"])
     run.progress = Progress(**state["progress"])
+    if run.progress.best_step and checkpoint.newest(output(run) / "best") is None:
+        raise UserError(
+            f"{output(run) / 'best'} is gone; restore it, or start anew with --overwrite"
+        )
     if not run.accelerator.is_main_process:
         run.progress.loss_sum = 0.0  # the saved sum is that of all processes
 
