@@ -125,7 +125,7 @@ def read_labelled(
     for flag, column in (("--text_column", text_column), ("--label_column", label_column)):
         if column not in table.column_names:
             raise UserError(
-                f"{flag} {column}: no such column; there are {', '.join(table.column_names)}"
+                f"{flag} {column}: no such column; give one of {', '.join(table.column_names)}"
             )
     if text_column == label_column:
         raise UserError(f"--label_column {label_column}: is the --text_column too; give another")
@@ -163,7 +163,7 @@ def read_labelled(
     names = own if names is None else names
     if unknown := sorted(set(labels) - set(names)):
         raise UserError(
-            f"label {unknown[0]!r} is unknown to the model; it knows {', '.join(names)}"
+            f"label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
         )
     ids = {name: index for index, name in enumerate(names)}
     result = Dataset.from_dict({"text": texts, "labels": [ids[label] for label in labels]})

@@ -352,7 +352,7 @@ def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_
             raise UserError(f"--input {config.input}: has a column {added} already; rename it")
     if column not in table.column_names:
         raise UserError(
-            f"--text_column {column}: no such column; there are {', '.join(table.column_names)}"
+            f"--text_column {column}: no such column; give one of {', '.join(table.column_names)}"
         )
     check_texts(table[column][:], column)
     probability, label = (

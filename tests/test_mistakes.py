@@ -394,12 +394,12 @@ DATA = [
     one(
         "no text column",
         "--text_column=review",
-        "--text_column review: no such column; there are text, label",
+        "--text_column review: no such column; give one of text, label",
     ),
     one(
         "no label column",
         "--label_column=stars",
-        "--label_column stars: no such column; there are text, label",
+        "--label_column stars: no such column; give one of text, label",
     ),
     one(
         "one column for both",
@@ -410,7 +410,7 @@ DATA = [
         "csv with semicolons",
         "x.csv",
         csv_of(*GOOD).replace(",", ";"),
-        "--text_column text: no such column; there are text;label",
+        "--text_column text: no such column; give one of text;label",
     ),
     dataset(
         "texts that are numbers",
@@ -494,7 +494,8 @@ DATA = [
     one(
         "a part without a class",
         "--max_train_samples=1",
-        "--max_train_samples 1: of 150 texts the train split gets none of class ...; give more texts...",
+        "--max_train_samples 1: of 150 texts the train split gets none of class ...; "
+        "give more texts...",
     ),
 ]
 
@@ -644,7 +645,7 @@ OUTPUT = [
     one(
         "last without its best",
         [],
-        "<tmp>/run/best is gone: restore it, or start anew with --overwrite",
+        "<tmp>/run/best is gone; restore it, or start anew with --overwrite",
         {"run/best/": None},
     ),
 ]
@@ -738,7 +739,7 @@ EVAL = [
     one(
         "label unknown",
         "--dataset=<tmp>/x.csv",
-        "label 'maybe' is unknown to the model; it knows negative, positive",
+        "label 'maybe' is unknown to the model; give one of negative, positive",
         {"x.csv": csv_of("w1,positive", "w2,maybe")},
     ),
     one(
@@ -865,7 +866,7 @@ EVAL = [
     one(
         "input without texts",
         ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
-        "--text_column text: no such column; there are review, stars",
+        "--text_column text: no such column; give one of review, stars",
         {"in.csv": REVIEWS.replace("text", "review")},
     ),
     one(
