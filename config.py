@@ -246,6 +246,8 @@ def read(field: dataclasses.Field, value):
             raise TypeError
         else:
             value = kind(value) if kind is not int else int(str(value))
+        if kind is str:  # the shell expands ~ in "--output_dir ~/run", not in "--output_dir=~/run"
+            value = os.path.expanduser(value)
         if not allowed(value):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -215,7 +215,7 @@ def load_test(config: EvalConfig, trained: dict, names: list[str]):
     )
     test = read_labelled(table, about["text_column"], about["label_column"], names)
     learnt = count_learnt(test, trained)
-    if learnt is not None and learnt > len(test) / 2:
+    if learnt is not None and learnt >= len(test) / 2:
         raise UserError(
             f"--dataset {about['dataset']} --test_split {about['test_split']}: {learnt} of its "
             f"{len(test)} texts are what the model was trained on; give --dataset TEST_FILE, or "
@@ -233,7 +233,8 @@ def count_learnt(test: datasets.Dataset, trained: dict) -> int | None:
     names = ("dataset", "train_split", "dataset_config_name", "dataset_revision")
     try:
         table = read_table(*(trained.get(name) for name in names))
-        return len(set(test["text"][:]) & set(table[trained["text_column"]][:]))
+        learnt = set(table[trained["text_column"]][:])
+        return sum(text in learnt for text in test["text"])
     except (UserError, KeyError):
         return None
 

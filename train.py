@@ -397,6 +397,12 @@ def find_last(config: Config) -> Path | None:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"--output_dir {folder}: cannot be written; give another folder")
     if config.overwrite:
+        for path in (folder / "best", folder / "last"):
+            if path.exists() and not (path / checkpoint.MANIFEST).exists():
+                raise UserError(
+                    f"--overwrite: {path} has no {checkpoint.MANIFEST}, so it may not be ours to "
+                    "delete; remove it, or give another --output_dir"
+                )
         return None
     last = checkpoint.newest(folder / "last")
     for name in ("best", "runs"):
@@ -411,8 +417,10 @@ def find_last(config: Config) -> Path | None:
 def start_anew(run: Run) -> None:
     """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
     if run.accelerator.is_main_process:
-        for name in ("best", "last", "runs", ".best.new", ".last.new"):
+        for name in ("best", "last", ".best.new", ".last.new"):
             shutil.rmtree(output(run) / name, ignore_errors=True)
+        for events in (output(run) / "runs").glob("events.out.tfevents.*"):
+            events.unlink()  # and nothing else that may lie there
     # From here on a run that is killed is resumed like any other, even before its first save.
     save_last(run, torch.zeros(2, device=run.accelerator.device))
 
@@ -472,6 +480,10 @@ def main(argv=None) -> None:
             train(run)
     elif main_process:
         print(f"{output(run)} holds a finished run; --overwrite starts anew")
+    if not progress.best_step:
+        raise UserError(
+            "no validation gave a finite loss, so there is no best/; lower --learning_rate"
+        )
     if main_process:
         best = output(run) / "best"
         print(

@@ -247,6 +247,24 @@ def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, c
     assert note.read_text() == "mine"
 
 
+def test_overwrite_deletes_nothing_that_no_run_wrote(train_command, tmp_path):
+    """Red: rmtree of runs/; no look for the manifest."""
+    (tmp_path / "run" / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "run" / "runs" / "other" / "events.out.tfevents.1").write_text("another project's")
+    output = train_command(max_steps=2, overwrite=True)
+    assert (output / "runs" / "other" / "events.out.tfevents.1").exists()
+    (output / "best" / "manifest.json").unlink()
+    with pytest.raises(train.UserError, match="may not be ours"):
+        train_command(max_steps=2, overwrite=True)
+    assert (output / "best" / "config.json").exists()
+
+
+def test_a_run_in_which_nothing_finite_was_learnt_says_so(train_command):
+    """Red: the last line of main with no look at best_step."""
+    with pytest.raises(train.UserError, match="lower --learning_rate"):
+        train_command(learning_rate=1e30, max_steps=3)
+
+
 def test_every_scalar_of_the_contract_is_written_at_its_steps(train_command):
     """Red: log_window at `step % 7`."""
     curves = {tag: [step for step, _ in points] for tag, points in scalars(train_command()).items()}
