@@ -95,7 +95,7 @@ def newest(folder: Path) -> Path | None:
         return path
     if folder.exists():
         raise UserError(
-            f"{damage[0]}; no whole copy is left: restore it, or start anew with --overwrite"
+            f"{damage[0]}; no whole copy is left; restore it, or remove it to start anew"
         )
     return None
 

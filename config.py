@@ -76,7 +76,9 @@ class Config:
     text_column: str = flag("text", "column that holds the text")
     label_column: str = flag("label", "column of class labels: names, integers or strings")
     train_split: str = flag("train", "split to train on; a part of it becomes the validation split")
-    test_split: str = flag("test", "split that eval.py opens; train.py never does")
+    test_split: str = flag(
+        "test", "split that eval.py opens; train.py never does", changes_result=False
+    )
     validation_size: float = flag(
         0.3, "share of the training split kept for validation", INSIDE_0_1
     )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset, List, Value, disable_progress_bars, load_dataset, logging
+from datasets import config as caching
 from datasets.exceptions import DatasetsError
 from datasets.fingerprint import Hasher
 from huggingface_hub import constants, get_session, is_offline_mode
@@ -142,7 +143,11 @@ def read_labelled(
             "or string (regression and several labels a text are not supported)"
         )
     unlabelled = [
-        row for row, label in enumerate(labels) if label in (None, -1) or not str(label).strip()
+        row
+        for row, label in enumerate(labels)
+        if label is None
+        or not str(label).strip()
+        or (label == -1 and isinstance(feature, ClassLabel))  # -1 / 1 are two classes elsewhere
     ]
     if unlabelled:
         row = unlabelled[0]
@@ -264,11 +269,21 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         ]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
+    tokenizer.backend_tokenizer.no_truncation()  # the state of the last call is no part of it
+    tokenizer.backend_tokenizer.no_padding()
     identity = tokenizer.backend_tokenizer.to_str()
     fingerprint = Hasher.hash(
         (data._fingerprint, type(tokenizer).__name__, identity, max_length, truncation)
     )
-    return data.map(encode, batched=True, remove_columns="text", new_fingerprint=fingerprint)
+    folder = Path(caching.HF_DATASETS_CACHE) / "token_ids"
+    folder.mkdir(parents=True, exist_ok=True)
+    return data.map(
+        encode,
+        batched=True,
+        remove_columns="text",
+        new_fingerprint=fingerprint,
+        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+    )
 
 
 def fingerprint(*splits: Dataset) -> str:
@@ -365,7 +380,7 @@ class Collator(DataCollatorWithPadding):
     """
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        idle = {"input_ids": self.tokenizer("")["input_ids"], "labels": -100}
+        idle = {"input_ids": [self.tokenizer.pad_token_id], "labels": -100}
         batch = super().__call__(rows or [idle])
         if batch["attention_mask"].all():
             del batch["attention_mask"]

@@ -18,6 +18,7 @@ import datasets
 import evaluate
 import torch
 from accelerate import Accelerator
+from datasets.fingerprint import Hasher
 from torch.nn import functional as F
 
 import checkpoint
@@ -45,6 +46,14 @@ class Scores:
 
 
 # ---------------------------------------------------------------- used by train.py too
+
+
+def set_threads(asked: int | None) -> None:
+    """`asked` CPU threads, else cores / processes of this machine: `accelerate launch` exports
+    OMP_NUM_THREADS=1, which halves the speed of two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(asked or max(1, cores // local_processes))
 
 
 @torch.inference_mode()
@@ -196,7 +205,10 @@ def label_names(model, ckpt: str) -> list[str]:
 
 
 def load_test(config: EvalConfig, trained: dict, names: list[str]):
-    """(labelled test split, what it is). Raises `UserError` if the model learnt from most of it."""
+    """(labelled test split, what it is, how many of its texts before sampling were learnt from).
+
+    Raises `UserError` if those are half of them or more.
+    """
     fallback = trained or (dataclasses.asdict(Config(dataset="")) if config.dataset else {})
     if config.dataset not in (None, fallback.get("dataset")):  # another one, with its own
         fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
@@ -221,7 +233,9 @@ def load_test(config: EvalConfig, trained: dict, names: list[str]):
             f"{len(test)} texts are what the model was trained on; give --dataset TEST_FILE, or "
             "another split"
         )
-    return sample(test, config.max_test_samples, seed=0), about | {"also_in_training": learnt}
+    test = sample(test, config.max_test_samples, seed=0)
+    about["texts"] = Hasher.hash((test["text"][:], test["labels"][:]))
+    return test, about, learnt
 
 
 def count_learnt(test: datasets.Dataset, trained: dict) -> int | None:
@@ -306,8 +320,7 @@ def main(argv=None) -> None:
     wanted = trained.get("mixed_precision", "no")
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=wanted if on_gpu else "no")
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    set_threads(config.num_threads)
     tokenizer = models.load_tokenizer(
         config.ckpt, max_length=trained.get("max_length"), flag="--ckpt"
     )
@@ -324,29 +337,32 @@ def main(argv=None) -> None:
         )
 
     if config.text:
-        probabilities = logits_of(datasets.Dataset.from_dict({"text": list(config.text)})).softmax(
-            -1
-        )
-        for text, row in zip(config.text, probabilities, strict=True):
-            print(f"{names[row.argmax()]}  {row.max():.4f}  {text}")
+        logits = logits_of(datasets.Dataset.from_dict({"text": list(config.text)}))
+        for text, row in zip(config.text, logits.softmax(-1), strict=True):
+            accelerator.print(f"{names[row.argmax()]}  {row.max():.4f}  {text}")
     elif config.input:
-        predict_file(config, trained.get("text_column", "text"), names, logits_of)
+        table = predict_file(config, trained.get("text_column", "text"), names, logits_of)
+        if accelerator.is_main_process:
+            output = Path(config.output)
+            getattr(table, WRITERS[output.suffix])(str(output))
+            print(f"{len(table):,} predictions written to {output}")
     else:
-        test, about = load_test(config, trained, names)
+        test, about, learnt = load_test(config, trained, names)
         about |= {"weights": checkpoint.digest(folder / "model.safetensors")}
         path = Path(config.report or folder / "report_test.json")
         refuse_to_replace(path, about, config.overwrite)
         report = make_report(logits_of(test), torch.as_tensor(test["labels"][:]), names)
-        show(report)
         if accelerator.is_main_process:
+            show(report)
             about |= {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
+            about |= {"also_in_training": learnt}
             path.write_text(json.dumps({**report, "of": about}, indent=1) + "\n")
             print(f"written to {path}")
 
 
-def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_of) -> None:
-    """Add the columns `predicted_label` and `probability` to a copy of the input."""
-    output, column = Path(config.output), config.text_column or text_column
+def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_of):
+    """The table of --input with two columns more, `predicted_label` and `probability`."""
+    column = config.text_column or text_column
     table = read_table(config.input, "train", flag="--input")
     for added in ("predicted_label", "probability"):
         if added in table.column_names:
@@ -360,9 +376,7 @@ def predict_file(config: EvalConfig, text_column: str, names: list[str], logits_
         logits_of(datasets.Dataset.from_dict({"text": table[column][:]})).softmax(-1).max(-1)
     )
     table = table.add_column("predicted_label", [names[index] for index in label])
-    table = table.add_column("probability", probability.tolist())
-    getattr(table, WRITERS[output.suffix])(str(output))
-    print(f"{len(table):,} predictions written to {output}")
+    return table.add_column("probability", probability.tolist())
 
 
 def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:

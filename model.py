@@ -98,6 +98,9 @@ def load_model(
     """
     config = read(AutoConfig, name, revision)
     overrides = dict.fromkeys(ATTENTION_DROPOUT, attention_dropout)
+    # BigBird's sparse attention turns itself off for good at the first short batch: an evaluation
+    # would change the training after it, and a resume could not repeat that.
+    overrides["attention_type"] = "original_full"
     if dropout is not None:
         overrides |= dict.fromkeys(OTHER_DROPOUT, dropout)
     return load_classifier(

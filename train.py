@@ -42,7 +42,7 @@ from data import (
     tokenize,
     train_loader,
 )
-from eval import Scores, predict, score
+from eval import Scores, predict, score, set_threads
 from model import load_model, load_tokenizer, parameter_groups
 
 
@@ -212,7 +212,8 @@ def validate_and_keep_best(run: Run) -> None:
     if better:
         progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
         if run.accelerator.is_main_process:
-            checkpoint.write(output(run) / "best", lambda folder: fill_best(run, scores, folder))
+            with clock_stopped(run):
+                checkpoint.write(output(run) / "best", lambda to: fill_best(run, scores, to))
     say(
         run,
         f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
@@ -222,16 +223,25 @@ def validate_and_keep_best(run: Run) -> None:
 
 def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
     """Scores of the model as it is, in the precision of training; the window's clock stands."""
-    begun = time.perf_counter()
     # The bare model: the wrapper for several processes would exchange buffers in each forward pass,
     # and wait for ever for a process whose share has one batch less.
     model = run.accelerator.unwrap_model(run.model)
     batch_size = run.config.per_device_eval_batch_size
-    logits = predict(model, data, Collator(run.tokenizer), batch_size, run.accelerator)
+    with clock_stopped(run):
+        logits = predict(model, data, Collator(run.tokenizer), batch_size, run.accelerator)
     scores = score(logits, torch.as_tensor(data["labels"][:]))
     write_scalars(run, {f"{name}/loss": scores.loss, f"{name}/accuracy": scores.accuracy})
-    run.started += time.perf_counter() - begun
     return scores
+
+
+@contextlib.contextmanager
+def clock_stopped(run: Run):
+    """Evaluations and saves are no part of the time that the speed scalars divide by."""
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()  # the steps before are done in their own time
+    begun = time.perf_counter()
+    yield
+    run.started += time.perf_counter() - begun
 
 
 def write_scalars(run: Run, scalars: dict[str, float]) -> None:
@@ -254,16 +264,15 @@ def output(run: Run) -> Path:
 
 def save_last(run: Run, sums: torch.Tensor) -> None:
     """`last/`: all that `resume` reads."""
-    begun = time.perf_counter()
     progress, accelerator = run.progress, run.accelerator
     progress.loss_sum = accelerator.reduce(sums, "sum")[0].item()
     progress.grad_norm_sum = sums[1].item()
-    if accelerator.is_main_process:
+    with clock_stopped(run):
         if run.writer:
             run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
-        checkpoint.write(output(run) / "last", lambda folder: fill_last(run, folder))
-    accelerator.wait_for_everyone()
-    run.started += time.perf_counter() - begun
+        if accelerator.is_main_process:
+            checkpoint.write(output(run) / "last", lambda folder: fill_last(run, folder))
+        accelerator.wait_for_everyone()
 
 
 def fill_last(run: Run, folder: Path) -> None:
@@ -326,10 +335,7 @@ def make_accelerator(config: Config) -> Accelerator:
             f"accelerate is configured for {accelerator.distributed_type.value}; "
             "only one process or data parallelism (DDP) is supported: run `accelerate config` again"
         )
-    # `accelerate launch` exports OMP_NUM_THREADS=1, which halves the speed of two cores.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(config.num_threads or max(1, cores // local_processes))
+    set_threads(config.num_threads)
     return accelerator
 
 
@@ -480,11 +486,7 @@ def main(argv=None) -> None:
             train(run)
     elif main_process:
         print(f"{output(run)} holds a finished run; --overwrite starts anew")
-    if not progress.best_step:
-        raise UserError(
-            "no validation gave a finite loss, so there is no best/; lower --learning_rate"
-        )
-    if main_process:
+    if main_process and progress.best_step:
         best = output(run) / "best"
         print(
             f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
@@ -497,6 +499,10 @@ def main(argv=None) -> None:
     del run
     accelerator.free_memory()
     accelerator.end_training()
+    if not progress.best_step:
+        raise UserError(
+            "no validation loss was finite, so there is no best/; lower --learning_rate"
+        )
 
 
 def describe(run: Run) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from scipy.stats import binomtest
-from transformers import AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import model as models
@@ -28,10 +27,10 @@ def right(folder: str, samples: int | None) -> tuple[torch.Tensor, dict]:
     trained = open_checkpoint(Path(folder))
     accelerator = Accelerator()
     tokenizer = models.load_tokenizer(folder, max_length=trained["max_length"])
-    model = models.read(AutoModelForSequenceClassification, folder, dtype=torch.float32)
+    model = models.load_classifier(folder)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    test, about = load_test(EvalConfig(ckpt=folder, max_test_samples=samples), trained, names)
+    test, about, _ = load_test(EvalConfig(ckpt=folder, max_test_samples=samples), trained, names)
     ids = tokenize(test, tokenizer, trained["max_length"], trained["truncation"])
     logits = predict(model, ids, Collator(tokenizer), 64, accelerator)
     return logits.argmax(-1) == torch.as_tensor(test["labels"][:]), about

@@ -116,6 +116,17 @@ def test_a_batch_without_padding_has_no_mask_and_an_idle_process_a_row_that_coun
     assert collate([])["labels"].tolist() == [-100]
 
 
+def test_token_ids_are_cached_on_disk_under_what_they_depend_on(tiny, corpus):
+    """A second start tokenises nothing. Red: no cache_file_name; the truncation state hashed."""
+    labelled = read_labelled(read_table(str(corpus), "test"), "text", "label")
+    files = []
+    for length, truncation in [(32, "head"), (32, "head"), (16, "head"), (16, "tail")]:
+        tokenizer = load_tokenizer(str(tiny), max_length=32)
+        files += [tokenize(labelled, tokenizer, length, truncation).cache_files[0]["filename"]]
+    assert files[0] == files[1]
+    assert len(set(files)) == 3
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=60))
 def test_report_equals_scikit_learns(pairs):
     """Red: confusion transposed (precision and recall change places)."""
@@ -205,5 +216,5 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     path = write_csv(tmp_path / "only_positive.csv", rows)
     trained_on = evaluation.open_checkpoint(trained)
     config = EvalConfig(ckpt=str(trained), dataset=str(path))
-    test, _ = evaluation.load_test(config, trained_on, ["negative", "positive"])
+    test, _, _ = evaluation.load_test(config, trained_on, ["negative", "positive"])
     assert set(test["labels"]) == {1}

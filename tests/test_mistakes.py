@@ -132,7 +132,7 @@ SHARE = "give a number of at least 0 and below 1"
 INSIDE = "give a number above 0 and below 1"
 STEPS = "give a share of at least 0 and below 1, or a whole number"
 NONE_OF = "split gets none of class"
-BROKEN = "run/last: ...; no whole copy is left: restore it, or start anew with --overwrite"
+BROKEN = "run/last: ...; no whole copy is left; restore it, or remove it to start anew"
 ANOTHER = "give the old value, another --output_dir, or --overwrite to delete that run"
 
 FLAGS = [
