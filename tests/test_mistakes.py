@@ -1057,7 +1057,7 @@ def test_another_data_set_is_read_without_the_configuration_of_the_training(plac
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
     trained = settings | {"dataset_config_name": "sst2", "dataset_revision": "v2"}
     asked = evaluation.EvalConfig(dataset=str(places["tmp"] / "x.csv"))
-    test, about = evaluation.load_test(asked, trained, ["negative", "positive"])
+    test, about, _ = evaluation.load_test(asked, trained, ["negative", "positive"])
     assert len(test) == 20
     assert about["dataset_config_name"] is about["dataset_revision"] is None
 
