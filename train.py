@@ -168,20 +168,18 @@ def log_window(run: Run, sums: torch.Tensor) -> None:
     """Scalars of the steps since the last ones; `sums` back to 0. The only sync of training."""
     progress, plan = run.progress, run.plan
     window = range(progress.window_start, progress.step)
-    loss_sum, _ = run.accelerator.reduce(
-        sums, "sum"
-    ).tolist()  # each process has its part of the loss,
-    grad_norm_sum = sums[1].item()  # and all have the whole gradient
+    # Each process has its part of the loss, and all have the norm of the whole gradient.
+    loss_sum, grad_norm_sum = run.accelerator.reduce(sums, "sum")[0].item(), sums[1].item()
     parts = run.accelerator.num_processes * run.config.gradient_accumulation_steps
     examples = sum(len(plan[step]) for step in window)
     tokens = sum(int(plan.lengths[plan[step]].sum()) for step in window)
+    padded = sum(plan.padded_tokens(step, parts) for step in window)
     seconds = time.perf_counter() - run.started
     scalars = {
         "train/loss": loss_sum / len(window),
         "train/grad_norm": grad_norm_sum / len(window),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
-        "train/padding_fraction": 1
-        - tokens / sum(plan.padded_tokens(step, parts) for step in window),
+        "train/padding_fraction": 1 - tokens / padded,
         "train/examples_per_second": examples / seconds,
         "train/tokens_per_second": tokens / seconds,
         "train/epoch": progress.step / plan.steps_per_epoch,
@@ -441,8 +439,8 @@ def resume(run: Run, last: Path) -> None:
     if changed:
         raise UserError(
             *(
-                f"{last} was written with {name} {old[name]}, not {new[name]}: give the old value, "
-                "another --output_dir, or --overwrite to delete that run"
+                f"{last} was written with {name} {old[name]}, not {new[name]}: "
+                "give the old value, another --output_dir, or --overwrite to delete that run"
                 for name in changed
             )
         )
