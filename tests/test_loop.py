@@ -185,6 +185,25 @@ def test_a_run_stopped_anywhere_and_started_again_ends_in_the_same_bits(
     assert_same_bits(whole, train_command(output_dir=tmp_path / "stopped"))
 
 
+def test_every_step_draws_its_own_dropout_masks(train_command):
+    """One batch over and over, the rate next to 0: only the masks can change the loss.
+
+    Red: torch.manual_seed(config.seed) in the loop.
+    """
+    output = train_command(
+        max_train_samples=8, max_steps=6, learning_rate=1e-30, logging_steps=1, dropout=0.3
+    )
+    losses = [value for _, value in scalars(output)["train/loss"]]
+    pairs = [(a, b) for i, a in enumerate(losses) for b in losses[:i]]
+    assert min(abs(a - b) for a, b in pairs) > 1e-5
+
+
+def test_seeds_of_dropout_do_not_collide():
+    """Over seeds, steps and processes. Red: `seed + step + process`."""
+    seeds = {train.dropout_seed(s, t, p) for s in (0, 1, 42) for t in range(200) for p in range(8)}
+    assert len(seeds) == 3 * 200 * 8
+
+
 def test_evaluation_changes_nothing(train_command, tmp_path):
     """Invariant 4, with dropout. Red: seeding once, and a loader without a generator."""
     often = train_command(output_dir=tmp_path / "often", eval_steps=2, validate_steps=3)
@@ -245,13 +264,13 @@ def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command)
 
 
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
-    """Red: no test of progress.step in main; --overwrite that removes the whole folder."""
+    """Red: `if True` for the test of progress.step in main; an overwrite that removes the folder."""
     output = train_command(max_steps=4)
     note = output / "my notes.txt"
     note.write_text("mine")
     stamp = (output / "last" / "manifest.json").stat().st_mtime_ns
     train_command(max_steps=4)
-    assert "finished" in capsys.readouterr().out
+    assert "holds a finished run" in capsys.readouterr().out
     assert (output / "last" / "manifest.json").stat().st_mtime_ns == stamp
     train_command(max_steps=4, overwrite=True)
     assert (output / "last" / "manifest.json").stat().st_mtime_ns != stamp
