@@ -264,7 +264,7 @@ def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command)
 
 
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
-    """Red: `if True` for the test of progress.step in main; an overwrite that removes the folder."""
+    """Red: `if True` for the look at progress.step in main; rmtree of the whole output folder."""
     output = train_command(max_steps=4)
     note = output / "my notes.txt"
     note.write_text("mine")
