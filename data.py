@@ -40,7 +40,7 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
 
     A Hub name is probed for first, because the Hub's own code retries for 23 s before it gives up.
     """
-    path = Path(os.path.expanduser(name))
+    path = Path(name)
     if os.path.exists(path):
         if revision:
             raise UserError(
@@ -300,11 +300,6 @@ def fingerprint(*splits: Dataset) -> str:
 # ---------------------------------------------------------------- the batch plan
 
 
-def cut(rows, parts: int) -> list:
-    """`rows` in `parts` runs whose sizes differ by at most one."""
-    return np.array_split(rows, parts)
-
-
 def plan_epoch(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, window: int
 ) -> list[np.ndarray]:
@@ -321,7 +316,7 @@ def plan_epoch(
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
-    batches = cut(order, -(-len(lengths) // batch_size))
+    batches = np.array_split(order, -(-len(lengths) // batch_size))
     for start in range(0, len(batches), window):
         rows = np.concatenate(batches[start : start + window])
         rows = rows[np.argsort(lengths[rows], kind="stable")]
@@ -364,7 +359,7 @@ def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
     Neighbours in the list are alike in length, so they go to the processes of one accumulation
     step: none waits for another's long texts.
     """
-    return cut(batch, parts)
+    return np.array_split(batch, parts)
 
 
 # ---------------------------------------------------------------- padded batches

@@ -286,7 +286,7 @@ def check(config: EvalConfig) -> None:
 
 
 def check_output(config: EvalConfig) -> None:
-    source, output = Path(config.input).expanduser(), Path(config.output)
+    source, output = Path(config.input), Path(config.output)
     if output.suffix not in WRITERS:
         raise UserError(
             f"--output {output}: unknown kind of file; give one of {', '.join(WRITERS)}"

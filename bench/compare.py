@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import model as models
 from config import EvalConfig, run_command
 from data import Collator, tokenize
-from eval import load_test, open_checkpoint, predict
+from eval import label_names, load_test, open_checkpoint, predict
 
 
 def right(folder: str, samples: int | None) -> tuple[torch.Tensor, dict]:
@@ -29,7 +29,7 @@ def right(folder: str, samples: int | None) -> tuple[torch.Tensor, dict]:
     tokenizer = models.load_tokenizer(folder, max_length=trained["max_length"])
     model = models.load_classifier(folder)
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = label_names(model, folder)
     test, about, _ = load_test(EvalConfig(ckpt=folder, max_test_samples=samples), trained, names)
     ids = tokenize(test, tokenizer, trained["max_length"], trained["truncation"])
     logits = predict(model, ids, Collator(tokenizer), 64, accelerator)

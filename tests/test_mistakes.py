@@ -7,8 +7,7 @@ Red: any check left out of config.read, data.locate, read_table, read_labelled, 
 model.load_tokenizer, load_classifier, train.find_last, resume or eval.check (the case ends in a
 traceback, or trains); a value or remedy left out of a line; a `print` before a check; an error
 class left out of model.LOADING_ERRORS; `logging.set_verbosity` left out of data.py (a second line
-on stderr). A case that is `pending` is one that the program does not answer yet: take the word out
-when it does, or the case is red.
+on stderr).
 """
 
 import contextlib
@@ -50,11 +49,10 @@ class Case:
     flags: list[str]
     lines: list[str]
     files: dict = dataclasses.field(default_factory=dict)
-    pending: str = ""  # why the program does not say so yet
 
 
-def one(id, flags, line, files=None, pending=""):
-    return Case(id, flags if isinstance(flags, list) else [flags], [line], files or {}, pending)
+def one(id, flags, line, files=None):
+    return Case(id, flags if isinstance(flags, list) else [flags], [line], files or {})
 
 
 def flag(words: str, line: str):
@@ -909,7 +907,6 @@ EVAL = [
 
 def table(cases: list[Case]):
     def marks(case):
-        yield from [pytest.mark.xfail(reason=case.pending, strict=True)] if case.pending else []
         if case.id == "output not writable":
             yield pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 
