@@ -7,6 +7,7 @@ Refuses to know: torch, networks, and any disk but for the one file that --confi
 import argparse
 import dataclasses
 import difflib
+import errno
 import json
 import math
 import os
@@ -30,14 +31,27 @@ class UserError(Exception):
 def run_command(main):
     """Call `main()` and end the process with its status; a `UserError` becomes lines and status 2.
 
-    Only the first process of a machine prints: a launcher with eight of them gives one line.
+    So does a disk that is full or broken, and Ctrl-C status 130, as a shell has it. Only the first
+    process of a machine prints: a launcher with eight of them gives one line.
     """
     try:
         sys.exit(main())
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(*(f"error: {line}" for line in error.args), sep="\n", file=sys.stderr)
-        sys.exit(2)
+        lines, status = error.args, 2
+    except KeyboardInterrupt:
+        lines, status = ["stopped by Ctrl-C"], 130
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename or "a file"
+        lines = [f"{where}: {error.strerror}; mend that, and run the same command again"]
+        status = 2
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
+    sys.exit(status)
+
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 # What a value may be: a test, and the words for it in an error. NaN fails every comparison.
@@ -45,6 +59,7 @@ ABOVE_0 = (lambda v: 0 < v < math.inf, "a number above 0")
 AT_LEAST_0 = (lambda v: 0 <= v < math.inf, "a number of at least 0")
 AT_LEAST_1 = (lambda v: v >= 1, "a whole number of at least 1")
 SHARE = (lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+ABOVE_0_TO_1 = (lambda v: 0 < v <= 1, "a number above 0 and at most 1")
 INSIDE_0_1 = (lambda v: 0 < v < 1, "a number above 0 and below 1")
 SHARE_OR_STEPS = (
     lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer()),
@@ -129,6 +144,12 @@ class Config:
     eval_steps: int = flag(50, "steps between quick looks at --eval_samples", AT_LEAST_1, False)
     eval_samples: int = flag(150, "validation reviews of a quick look", AT_LEAST_1, False)
     save_steps: int = flag(200, "steps between writes of last/", AT_LEAST_1, False)
+    max_save_share: float = flag(
+        0.02,
+        "share of the time that they may take: if more, they come less often; 1: never less",
+        ABOVE_0_TO_1,
+        False,
+    )
     validate_steps: int | None = flag(
         None, "steps between whole validations, which choose best/; default: an epoch", AT_LEAST_1
     )
@@ -143,6 +164,7 @@ class Config:
         None, "CPU threads a process; default: cores / processes", AT_LEAST_1, False
     )
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
+    full_determinism: bool = flag(False, "equal bits on a GPU too, which is slower; CPU has them")
 
 
 @dataclasses.dataclass(frozen=True)

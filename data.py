@@ -407,12 +407,12 @@ def train_loader(
 
 
 def eval_loader(data, batch_size: int, process: int, processes: int, collator):
-    """This process's share of all rows, and their numbers in the loader's order.
+    """This process's share of all rows, and the numbers of those rows, batch by batch.
 
-    Longest first: what does not fit into memory fails at once, not at the end.
+    Longest first: what does not fit into memory fails at once, not at the end. All processes have
+    equally many batches, so that they can agree on something before each; the last may be empty.
     """
     order = np.argsort(-np.asarray(data["length"][:]), kind="stable")[process::processes]
-    batches = [
-        order[start : start + batch_size].tolist() for start in range(0, len(order), batch_size)
-    ]
-    return make_loader(data, batches, collator), order
+    most = -(-len(data) // processes)
+    batches = [order[at : at + batch_size].tolist() for at in range(0, most, batch_size)]
+    return make_loader(data, batches, collator), batches

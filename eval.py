@@ -57,25 +57,29 @@ def set_threads(asked: int | None) -> None:
 
 
 @torch.inference_mode()
-def predict(model, data, collator, batch_size: int, accelerator) -> torch.Tensor:
+def predict(
+    model, data, collator, batch_size: int, accelerator, before_batch=lambda: None
+) -> torch.Tensor:
     """Logits (rows, classes), float32 on the CPU, in the order of `data`, whole on every process.
+
+    `before_batch` is called equally often on every process.
 
     The last column of the table counts how often each row was predicted, over all processes:
     exactly once, or this raises. Samplers that pad every share to one size count rows twice.
     """
-    loader, order = eval_loader(
+    loader, batches = eval_loader(
         data, batch_size, accelerator.process_index, accelerator.num_processes, collator
     )
-    rows = torch.from_numpy(order.copy()).to(accelerator.device).split(batch_size)
     table = torch.zeros(len(data), model.config.num_labels + 1, device=accelerator.device)
     was_training = model.training
     model.eval()
-    for part, batch in zip(rows, loader, strict=True):
+    for rows, batch in zip(batches, loader, strict=True):
+        before_batch()
         inputs = {
             key: value.to(accelerator.device) for key, value in batch.items() if key != "labels"
         }
-        table[part, :-1] = model(**inputs).logits.float()
-        table[part, -1] += 1
+        table[rows, :-1] = model(**inputs).logits.float()[: len(rows)]
+        table[rows, -1] += 1
     model.train(was_training)
     table = accelerator.reduce(table, "sum").cpu()
     if not (table[:, -1] == 1).all():

@@ -8,13 +8,11 @@ Refuses to know: the test split, other tasks, benchmarks. A `step` is one optimi
 """
 
 import contextlib
-import dataclasses
-import json
 import math
 import os
-import shutil
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import datasets
@@ -23,14 +21,12 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
-from config import Config, UserError, changed_settings, parse, run_command
+from config import Config, UserError, parse, run_command
 from data import (
     BatchPlan,
     Collator,
@@ -44,43 +40,24 @@ from data import (
 )
 from eval import Scores, predict, score, set_threads
 from model import load_model, load_tokenizer, parameter_groups
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands: with the weights and the optimizer's moments, all that it takes to go on.
-
-    There is no random state: dropout is seeded by (seed, step, process), the order of reviews by
-    (seed, epoch). There is no schedule either: the rate is a function of the step.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best_accuracy: float = -1.0
-    window_start: int = 0  # the step of the last scalars; the sums below run from there
-    loss_sum: float = 0.0
-    grad_norm_sum: float = 0.0
-
-
-@dataclasses.dataclass
-class Run:
-    config: Config
-    settings: dict  # what must not change on a resume
-    accelerator: Accelerator
-    tokenizer: transformers.PreTrainedTokenizerBase
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    train: datasets.Dataset
-    validation: datasets.Dataset
-    quick: datasets.Dataset  # the part of it for quick looks
-    plan: BatchPlan
-    total_steps: int
-    progress: Progress
-    writer: SummaryWriter | None = None  # on the main process only
-    bar: tqdm | None = None
-    shown: dict[str, str] = dataclasses.field(default_factory=dict)  # beside the bar
-    started: float = 0.0  # clock at the start of the window, evaluations and saves taken out
-
+from processes import Stop, Stopped, on_main
+from state import (
+    SUMS,
+    Progress,
+    Run,
+    clock_stopped,
+    fill_best,
+    find_last,
+    need_room,
+    output,
+    read_sums,
+    remove,
+    resume,
+    save_last,
+    settings_of,
+    start_anew,
+    weight_bytes,
+)
 
 # ---------------------------------------------------------------- the loop
 
@@ -88,6 +65,8 @@ class Run:
 def train(run: Run) -> None:
     config, accelerator, model, progress = run.config, run.accelerator, run.model, run.progress
     accumulation, processes = config.gradient_accumulation_steps, accelerator.num_processes
+    if progress.marks_due:
+        at_marks(run)
     steps = range(progress.step, run.total_steps)
     collator = Collator(run.tokenizer)
     micro_batches = iter(
@@ -95,15 +74,14 @@ def train(run: Run) -> None:
             run.train, run.plan, steps, accumulation, accelerator.process_index, processes, collator
         )
     )
-    # Loss and gradient norm are summed on the device: an .item() a step would make it wait.
-    sums = torch.tensor([progress.loss_sum, progress.grad_norm_sum], device=accelerator.device)
-    validate_steps = config.validate_steps or run.plan.steps_per_epoch
     model.train()
 
     for step in range(progress.step + 1, run.total_steps + 1):
         torch.manual_seed(dropout_seed(config.seed, step, accelerator.process_index))
         examples = len(run.plan[step - 1])  # over all processes and micro-batches
+        step_loss = torch.zeros((), device=accelerator.device)
         for micro_batch in range(1, accumulation + 1):
+            run.stop.check()
             batch = {
                 key: value.to(accelerator.device) for key, value in next(micro_batches).items()
             }
@@ -116,25 +94,36 @@ def train(run: Run) -> None:
                 # x processes, because DDP's average over processes divides by their number.
                 loss = F.cross_entropy(logits, labels, reduction="sum") / examples
                 accelerator.backward(loss * processes)
-            sums[0] += loss.detach()
+            step_loss += loss.detach()
 
-        sums[1] += accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+        norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
         for group in run.optimizer.param_groups:
             group["lr"] = learning_rate(step, run.total_steps, config)
         run.optimizer.step()
         run.optimizer.zero_grad()
 
+        # Summed on the device: an .item() a step would make it wait.
+        run.sums += torch.stack([step_loss, norm.nan_to_num(0, 0, 0), ~norm.isfinite()])
         progress.step = step
-        finished = step == run.total_steps
-        if step % config.eval_steps == 0:
-            quick_look(run)
-        if step % validate_steps == 0 or finished:
-            validate_and_keep_best(run)
-        if step % config.logging_steps == 0 or finished:
-            log_window(run, sums)
-        if step % config.save_steps == 0 or step % validate_steps == 0 or finished:
-            save_last(run, sums)
+        at_marks(run)
         run.bar.update()
+
+
+def at_marks(run: Run) -> None:
+    """What is due after some steps: looks at the validation split, `best/`, scalars, `last/`."""
+    config, progress = run.config, run.progress
+    step, finished = progress.step, progress.step == run.total_steps
+    validates = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
+    progress.marks_due = True
+    if step % config.eval_steps == 0:
+        quick_look(run)
+    if validates:
+        validate_and_keep_best(run)
+    if step % config.logging_steps == 0 or finished:
+        log_window(run)
+    progress.marks_due = False  # no evaluation follows, and so no stop
+    if validates or (step % config.save_steps == 0 and can_afford_a_save(run)):
+        save_last(run)
 
 
 def dropout_seed(seed: int, step: int, process: int) -> int:
@@ -164,12 +153,13 @@ def learning_rate(step: int, total_steps: int, config: Config) -> float:
 # ---------------------------------------------------------------- what the loop calls at its marks
 
 
-def log_window(run: Run, sums: torch.Tensor) -> None:
-    """Scalars of the steps since the last ones; `sums` back to 0. The only sync of training."""
+def log_window(run: Run) -> None:
+    """Scalars of the steps since the last ones; the sums back to 0."""
     progress, plan = run.progress, run.plan
     window = range(progress.window_start, progress.step)
+    sums = read_sums(run)
     # Each process has its part of the loss, and all have the norm of the whole gradient.
-    loss_sum, grad_norm_sum = run.accelerator.reduce(sums, "sum")[0].item(), sums[1].item()
+    loss_sum, (_, grad_norm_sum, skipped) = sums[:, 0].sum().item(), sums[0].tolist()
     parts = run.accelerator.num_processes * run.config.gradient_accumulation_steps
     examples = sum(len(plan[step]) for step in window)
     tokens = sum(int(plan.lengths[plan[step]].sum()) for step in window)
@@ -177,13 +167,15 @@ def log_window(run: Run, sums: torch.Tensor) -> None:
     seconds = time.perf_counter() - run.started
     scalars = {
         "train/loss": loss_sum / len(window),
-        "train/grad_norm": grad_norm_sum / len(window),
+        "train/grad_norm": grad_norm_sum / max(1, len(window) - skipped),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
         "train/padding_fraction": 1 - tokens / padded,
         "train/examples_per_second": examples / seconds,
         "train/tokens_per_second": tokens / seconds,
         "train/epoch": progress.step / plan.steps_per_epoch,
     }
+    if run.accelerator.scaler:
+        scalars["train/skipped_updates"] = skipped
     write_scalars(run, scalars)
     left = tqdm.format_interval((run.total_steps - progress.step) * seconds / len(window))
     run.shown |= {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples / seconds:.1f}"}
@@ -191,7 +183,7 @@ def log_window(run: Run, sums: torch.Tensor) -> None:
     if run.bar.disable:  # no terminal: a line instead
         figures = ", ".join(f"{name} {value}" for name, value in run.shown.items())
         say(run, f"step {progress.step}/{run.total_steps}: {figures}, {left} left")
-    sums.zero_()
+    run.sums.zero_()
     progress.window_start = progress.step
     run.started = time.perf_counter()
 
@@ -209,9 +201,9 @@ def validate_and_keep_best(run: Run) -> None:
     better = scores.accuracy > progress.best_accuracy and math.isfinite(scores.loss)
     if better:
         progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
-        if run.accelerator.is_main_process:
-            with clock_stopped(run):
-                checkpoint.write(output(run) / "best", lambda to: fill_best(run, scores, to))
+        best, size = output(run) / "best", weight_bytes(run)
+        with clock_stopped(run):
+            on_main(lambda: checkpoint.write(best, lambda to: fill_best(run, scores, to), size))
     say(
         run,
         f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
@@ -226,20 +218,22 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
     model = run.accelerator.unwrap_model(run.model)
     batch_size = run.config.per_device_eval_batch_size
     with clock_stopped(run):
-        logits = predict(model, data, Collator(run.tokenizer), batch_size, run.accelerator)
+        logits = predict(
+            model, data, Collator(run.tokenizer), batch_size, run.accelerator, run.stop.check
+        )
     scores = score(logits, torch.as_tensor(data["labels"][:]))
     write_scalars(run, {f"{name}/loss": scores.loss, f"{name}/accuracy": scores.accuracy})
     return scores
 
 
-@contextlib.contextmanager
-def clock_stopped(run: Run):
-    """Evaluations and saves are no part of the time that the speed scalars divide by."""
-    if run.accelerator.device.type == "cuda":
-        torch.cuda.synchronize()  # the steps before are done in their own time
-    begun = time.perf_counter()
-    yield
-    run.started += time.perf_counter() - begun
+def can_afford_a_save(run: Run) -> bool:
+    """Whether a save that takes as long as the one before keeps within --max_save_share.
+
+    On a GPU 200 steps may take four seconds and a save one: then they come less often.
+    """
+    since = time.perf_counter() - run.saved_at
+    within = run.save_seconds <= run.config.max_save_share * (since + run.save_seconds)
+    return bool(run.stop.largest(run.accelerator.is_main_process and within))
 
 
 def write_scalars(run: Run, scalars: dict[str, float]) -> None:
@@ -253,66 +247,12 @@ def say(run: Run, line: str) -> None:
         sys.stdout.flush()
 
 
-# ---------------------------------------------------------------- what is written
-
-
-def output(run: Run) -> Path:
-    return Path(run.config.output_dir)
-
-
-def save_last(run: Run, sums: torch.Tensor) -> None:
-    """`last/`: all that `resume` reads."""
-    progress, accelerator = run.progress, run.accelerator
-    progress.loss_sum = accelerator.reduce(sums, "sum")[0].item()
-    progress.grad_norm_sum = sums[1].item()
-    with clock_stopped(run):
-        if run.writer:
-            run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
-        if accelerator.is_main_process:
-            checkpoint.write(output(run) / "last", lambda folder: fill_last(run, folder))
-        accelerator.wait_for_everyone()
-
-
-def fill_last(run: Run, folder: Path) -> None:
-    save_weights(run.accelerator.unwrap_model(run.model), str(folder / "model.safetensors"))
-    scaler = run.accelerator.scaler
-    state = {
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
-    }
-    torch.save(state, folder / "optimizer.pt")
-    state = {"progress": dataclasses.asdict(run.progress), "settings": run.settings}
-    (folder / "progress.json").write_text(json.dumps(state, indent=1))
-
-
-def fill_best(run: Run, scores: Scores, folder: Path) -> None:
-    """What `from_pretrained` and `pipeline("text-classification", "best/")` load."""
-    run.accelerator.unwrap_model(run.model).save_pretrained(folder)
-    run.tokenizer.save_pretrained(folder)
-    config = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
-    (folder / "training_config.json").write_text(json.dumps(config, indent=1))
-    validation = {"step": run.progress.step, **dataclasses.asdict(scores)}
-    (folder / "validation.json").write_text(json.dumps(validation, indent=1))
-    (folder / "README.md").write_text(MODEL_CARD.format(**config, **validation))
-
-
-MODEL_CARD = """---
-base_model: {model}
-datasets: [{dataset}]
-library_name: transformers
-pipeline_tag: text-classification
----
-{model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
-validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
-split, among which this step was chosen. `training_config.json` holds every setting; for test
-figures run `python eval.py --ckpt` on this folder.
-"""
-
-
 # ---------------------------------------------------------------- set-up
 
 
 def make_accelerator(config: Config) -> Accelerator:
+    if config.full_determinism:
+        transformers.enable_full_determinism(config.seed)  # before the GPU is touched
     precision = config.mixed_precision
     if precision == "auto":
         # `accelerate launch` always exports a value, "no" where nobody asked for one.
@@ -337,9 +277,8 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def prepare(config: Config) -> Run:
+def prepare(config: Config, accelerator: Accelerator) -> Run:
     """Everything before the first step, cheap checks first. Writes nothing into --output_dir."""
-    accelerator = make_accelerator(config)
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     with accelerator.main_process_first():  # the others find the download and the tokens cached
         table = read_table(
@@ -364,16 +303,17 @@ def prepare(config: Config) -> Run:
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
 
-    batch_size = config.per_device_train_batch_size
-    batch_size *= config.gradient_accumulation_steps * accelerator.num_processes
-    plan = BatchPlan(train["length"][:], batch_size, config.seed, config.train_sampling_strategy)
-    epochs_steps = math.ceil(config.num_train_epochs * plan.steps_per_epoch)
-    settings = {
-        **dataclasses.asdict(config),
-        "mixed_precision": accelerator.mixed_precision,
-        "global_batch_size": batch_size,
+    settings = settings_of(config, accelerator) | {
         "data": fingerprint(train, validation),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    plan = BatchPlan(
+        train["length"][:],
+        settings["global_batch_size"],
+        config.seed,
+        config.train_sampling_strategy,
+    )
+    epochs_steps = math.ceil(config.num_train_epochs * plan.steps_per_epoch)
     return Run(
         config=config,
         settings=settings,
@@ -387,128 +327,81 @@ def prepare(config: Config) -> Run:
         plan=plan,
         total_steps=config.max_steps if config.max_steps > 0 else epochs_steps,
         progress=Progress(),
+        sums=torch.tensor(SUMS, device=accelerator.device),
+        stop=Stop(accelerator.num_processes),
     )
 
 
-def find_last(config: Config) -> Path | None:
-    """The `last/` to resume from. Raises `UserError` for a folder that cannot be written, or that
-    holds what no `last/` accounts for."""
-    folder = Path(config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: {error.strerror}; give another folder") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--output_dir {folder}: cannot be written; give another folder")
-    if config.overwrite:
-        for path in (folder / "best", folder / "last"):
-            if path.exists() and not (path / checkpoint.MANIFEST).exists():
-                raise UserError(
-                    f"--overwrite: {path} has no {checkpoint.MANIFEST}, so it may not be ours to "
-                    "delete; remove it, or give another --output_dir"
-                )
-        return None
-    last = checkpoint.newest(folder / "last")
-    for name in ("best", "runs"):
-        if last is None and (folder / name).exists():
-            raise UserError(
-                f"--output_dir {folder}: holds {name}/ of another run and no last/ to resume from; "
-                "give another folder, or --overwrite to delete it"
-            )
-    return last
-
-
-def start_anew(run: Run) -> None:
-    """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
-    if run.accelerator.is_main_process:
-        for name in ("best", "last", ".best.new", ".last.new"):
-            shutil.rmtree(output(run) / name, ignore_errors=True)
-        for events in (output(run) / "runs").glob("events.out.tfevents.*"):
-            events.unlink()  # and nothing else that may lie there
-    # From here on a run that is killed is resumed like any other, even before its first save.
-    save_last(run, torch.zeros(2, device=run.accelerator.device))
-
-
-def resume(run: Run, last: Path) -> None:
-    """Go on from `last`. Raises `UserError` naming both values of each setting that changes the
-    result and differs."""
-    state = json.loads((last / "progress.json").read_text())
-    old, new = state["settings"], run.settings
-    changed = changed_settings(old, new)
-    changed += [name for name in ("global_batch_size", "data") if old[name] != new[name]]
-    if changed:
-        raise UserError(
-            *(
-                f"{last} was written with {name} {old[name]}, not {new[name]}: "
-                "give the old value, another --output_dir, or --overwrite to delete that run"
-                for name in changed
-            )
-        )
-    load_weights(run.accelerator.unwrap_model(run.model), str(last / "model.safetensors"))
-    tensors = torch.load(
-        last / "optimizer.pt", weights_only=True, map_location=run.accelerator.device
-    )
-    run.optimizer.load_state_dict(tensors["optimizer"])
-    if run.accelerator.scaler and tensors["scaler"]:
-        run.accelerator.scaler.load_state_dict(tensors["scaler"])
-    run.progress = Progress(**state["progress"])
-    if run.progress.best_step and checkpoint.newest(output(run) / "best") is None:
-        raise UserError(
-            f"{output(run) / 'best'} is gone; restore it, or start anew with --overwrite"
-        )
-    if not run.accelerator.is_main_process:
-        run.progress.loss_sum = 0.0  # the saved sum is that of all processes
-
-
-def main(argv=None) -> None:
+def main(argv=None) -> int:
+    """The exit status: 0, or 128 + the signal that asked the run to end."""
     config = parse(Config, argv)
-    last = find_last(config)
-    run = prepare(config)
-    if last:
-        resume(run, last)
-    else:
-        start_anew(run)
-    progress, main_process = run.progress, run.accelerator.is_main_process
-    if progress.step < run.total_steps:
-        if main_process:
-            say(run, describe(run))
-            # Scalars after the resumed step belong to steps that are run again.
-            purge = progress.step + 1
-            run.writer = SummaryWriter(str(output(run) / "runs"), purge_step=purge)
-        hidden = not (main_process and sys.stderr.isatty())
-        run.bar = tqdm(
-            total=run.total_steps, initial=progress.step, disable=hidden, dynamic_ncols=True
-        )
-        run.started = time.perf_counter()
-        with contextlib.closing(run.writer or run.bar), run.bar:
-            train(run)
-    elif main_process:
-        print(f"{output(run)} holds a finished run; --overwrite starts anew")
-    if main_process and progress.best_step:
-        best = output(run) / "best"
-        print(
-            f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
-            f"{progress.best_accuracy:.4f} on {len(run.validation):,} texts; "
-            f"next: python eval.py --ckpt {best}"
-        )
-    accelerator = run.accelerator
-    # The wrapped model goes before the process group: if it held the group's last reference, gloo's
-    # thread would wait for the interpreter lock that this thread keeps in its join (pytorch#56297).
-    del run
-    accelerator.free_memory()
-    accelerator.end_training()
+    accelerator = make_accelerator(config)
+    try:
+        with contextlib.ExitStack() as held:
+            on_main(lambda: held.enter_context(checkpoint.lock(Path(config.output_dir))))
+            return run_to_end(config, accelerator)
+    except UserError as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        # The wrapped model, which those frames held, goes before the process group: if it held the
+        # group's last reference, gloo's thread would wait for the interpreter lock that this
+        # thread keeps in its join (pytorch#56297).
+        accelerator.free_memory()
+        accelerator.end_training()
+
+
+def run_to_end(config: Config, accelerator: Accelerator) -> int:
+    settings = settings_of(config, accelerator)
+    state = on_main(lambda: find_last(config, settings))
+    run = prepare(config, accelerator)
+    on_main(lambda: need_room(run))
+    resume(run, state) if state else start_anew(run)
+    progress = run.progress
+    if progress.step == run.total_steps and not progress.marks_due:
+        say(run, f"{output(run)} holds a finished run; --overwrite starts anew")
+    elif number := go_on(run):
+        say(run, f"stopped at step {progress.step}; the same command again goes on from there")
+        return 128 + number
     if not progress.best_step:
         raise UserError(
             "no validation loss was finite, so there is no best/; lower --learning_rate"
         )
+    remove(run, ".best.spare", ".last.spare")
+    say(
+        run,
+        f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
+        f"{progress.best_accuracy:.4f} on {len(run.validation):,} texts; "
+        f"next: python eval.py --ckpt {output(run) / 'best'}",
+    )
+    return 0
+
+
+def go_on(run: Run) -> int:
+    """Train to the end, or until asked to stop: then the number of that signal."""
+    progress = run.progress
+    say(run, describe(run))
+    if run.accelerator.is_main_process:
+        # Scalars of steps that are run again are dropped, and of marks that are done again.
+        purge = progress.step + (not progress.marks_due)
+        run.writer = SummaryWriter(str(output(run) / "runs"), purge_step=purge)
+    hidden = run.writer is None or not sys.stderr.isatty()
+    run.bar = tqdm(total=run.total_steps, initial=progress.step, disable=hidden, dynamic_ncols=True)
+    run.started = time.perf_counter()
+    with contextlib.closing(run.writer or run.bar), run.bar, run.stop:
+        try:
+            train(run)
+        except Stopped as stopped:
+            save_last(run)
+            return stopped.signal
+    return 0
 
 
 def describe(run: Run) -> str:
-    parameters = sum(parameter.numel() for parameter in run.model.parameters())
     accelerator = run.accelerator
     start = f"resuming at step {run.progress.step}" if run.progress.step else "starting"
     return (
-        f"{start}: {run.config.model} ({parameters / 1e6:.1f}M parameters) on "
+        f"{start}: {run.config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
         f"{run.config.dataset}: {len(run.train):,} training and {len(run.validation):,} validation "
         f"texts, batch {run.plan.batch_size}, {run.total_steps:,} steps "
         f"({run.plan.steps_per_epoch:,} an epoch); {accelerator.num_processes} x "

@@ -23,7 +23,8 @@ def compare(flags: list[str]) -> list[tuple[float, float]]:
     config = parse(Config, flags)
     events = EventAccumulator(f"{config.output_dir}/runs", size_guidance={"scalars": 0})
     ours = [event.value for event in events.Reload().Scalars("train/loss")]
-    trainer = make_trainer(train.prepare(config), same_batches=True)
+    run = train.prepare(config, train.make_accelerator(config))
+    trainer = make_trainer(run, same_batches=True)
     trainer.train()
     return list(zip(ours, [loss.item() for loss in trainer.losses], strict=True))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Config, parse, run_command
 from data import BatchPlan
-from train import prepare
+from train import make_accelerator, prepare
 
 
 def main() -> None:
     config = parse(Config)
-    lengths = prepare(config).plan.lengths
+    lengths = prepare(config, make_accelerator(config)).plan.lengths
     print(f"{len(lengths):,} texts, {lengths.mean():.0f} tokens on average")
     for strategy in ("group_by_length", "random"):
         plan = BatchPlan(lengths, config.per_device_train_batch_size, config.seed, strategy)

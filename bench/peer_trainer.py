@@ -17,7 +17,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Config, parse, run_command
-from train import Run, prepare
+from train import Run, make_accelerator, prepare
 
 
 class Recorded(Trainer):
@@ -73,7 +73,7 @@ def make_trainer(run: Run, same_batches: bool = False) -> Recorded:
 
 def main() -> None:
     config = parse(Config)
-    run = prepare(config)
+    run = prepare(config, make_accelerator(config))
     best = Path(config.output_dir) / "best"
     trainer = make_trainer(run)
     begun = time.perf_counter()

@@ -116,6 +116,7 @@ def train_command(tiny, corpus, tmp_path):
             "logging_steps": 5,
             "eval_steps": 5,
             "save_steps": 10,
+            "max_save_share": 1,
         }
         train.main([f"--{name}={value}" for name, value in {**defaults, **flags}.items()])
         return Path(output)

@@ -1,8 +1,12 @@
 """A folder is replaced whole or not at all, and what is read is what was written."""
 
+import errno
 import shutil
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 import checkpoint
 from config import UserError
@@ -30,13 +34,70 @@ def test_a_write_that_fails_leaves_the_old_contents(tmp_path):
         fill_with("new")(new)
         raise OSError("No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match=r"last cannot be written: No space.*; what was there"):
         checkpoint.write(folder, torn)
     checkpoint.verify(folder)
     assert content(folder) == "old"
-    checkpoint.write(folder, fill_with("newer"))  # what the torn one left does not stand in the way
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]  # and gives the room back
+    checkpoint.write(folder, fill_with("newer"))
     assert content(folder) == "newer"
-    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_no_room_is_said_before_a_byte_is_written(tmp_path, monkeypatch):
+    """Red: `need_room` left out of write."""
+    folder = tmp_path / "last"
+    checkpoint.write(folder, fill_with("old"), size=10)
+    free = shutil.disk_usage(tmp_path)._replace(free=10**6)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match="a save needs 2 MB and 1 MB are free; make room"):
+        checkpoint.write(folder, lambda new: pytest.fail("began to write"), size=2 * 10**6)
+    checkpoint.verify(folder)
+    checkpoint.write(folder, fill_with("new"), size=10**6)
+    assert content(folder) == "new"
+
+
+def test_the_contents_of_before_stay_beside_the_new_ones(tmp_path):
+    """Until the next write begins. Red: `shutil.rmtree(new)` after the exchange."""
+    folder = tmp_path / "last"
+    for text in ("one", "two", "three"):
+        checkpoint.write(folder, fill_with(text))
+    checkpoint.verify(checkpoint.spare(folder))
+    assert [content(folder), content(checkpoint.spare(folder))] == ["three", "two"]
+
+
+def test_a_users_files_in_a_replaced_folder_come_along(tmp_path):
+    """A report, a note, a folder of them; what was written is replaced. Red: no copytree in write;
+    `already_in` without the manifest's names."""
+    folder = tmp_path / "best"
+    checkpoint.write(folder, fill_with("one"))
+    (folder / "report_test.json").write_text("mine")
+    (folder / "sub" / "note.txt").write_text("mine too")
+    (folder / "link").symlink_to("nowhere")
+
+    def fill_without_sub(new):
+        (new / "a.bin").write_bytes(b"two")
+
+    for text in ("two", "three"):
+        checkpoint.write(folder, fill_with(text))
+        assert content(folder) == text
+    checkpoint.write(folder, fill_without_sub)
+    checkpoint.verify(folder)
+    assert (folder / "report_test.json").read_text() == "mine"
+    assert (folder / "sub" / "note.txt").read_text() == "mine too"
+    assert (folder / "link").is_symlink()
+    assert not (folder / "sub" / "b.txt").exists()
+
+
+def test_a_model_card_may_be_edited(tmp_path):
+    """Red: UNLISTED empty."""
+
+    def fill(new):
+        (new / "README.md").write_text("card")
+        (new / "weights").write_text("w")
+
+    checkpoint.write(tmp_path / "best", fill)
+    (tmp_path / "best" / "README.md").write_text("my card")
+    checkpoint.verify(tmp_path / "best")
 
 
 @pytest.mark.parametrize("swap", ["the system's call", "two renames"])
@@ -49,7 +110,7 @@ def test_a_folder_is_replaced_by_either_swap(tmp_path, monkeypatch, swap):
         checkpoint.write(folder, fill_with(text))
         checkpoint.verify(folder)
         assert content(folder) == text
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".best.spare", "best"]
 
 
 def damage_size(folder):
@@ -75,25 +136,42 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_and_the_whole_copy_beside_it_is_used(tmp_path, capsys, kind):
     """Red: verify without the digest (a flipped bit), without the size, without the manifest."""
-    folder, spare = tmp_path / "last", tmp_path / ".last.new"
-    checkpoint.write(folder, fill_with("text"))
-    assert checkpoint.newest(folder) == folder
-    shutil.copytree(folder, spare)
+    folder = tmp_path / "last"
+    for text in ("one", "two"):
+        checkpoint.write(folder, fill_with(text))
+    assert content(checkpoint.newest(folder)) == "two"
     DAMAGE[kind](folder)
     with pytest.raises(checkpoint.Damaged):
         checkpoint.verify(folder)
-    assert checkpoint.newest(folder) == spare
+    assert content(checkpoint.newest(folder)) == "one"  # and it lies in `folder` now, so that
+    checkpoint.verify(folder)  # a next write, which begins by removing the spare, loses nothing
     assert str(folder) in capsys.readouterr().err
-    shutil.rmtree(spare)
+    DAMAGE[kind](folder)
     with pytest.raises(UserError, match="no whole copy is left"):
         checkpoint.newest(folder)
+
+
+def test_the_copy_that_is_wanted_is_the_one_in_its_place(tmp_path, capsys):
+    """A `best/` of a step that a kill undid gives way to the one before. Red: `newest` without
+    `wanted`."""
+    folder = tmp_path / "best"
+    for text in ("one", "two"):
+        checkpoint.write(folder, fill_with(text))
+    for text in ("one", "two", "two"):
+        assert (
+            content(checkpoint.newest(folder, lambda path, text=text: content(path) == text))
+            == text
+        )
+    with pytest.raises(UserError, match="is not the one that was asked for; no whole copy"):
+        checkpoint.newest(folder, lambda path: False)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_death_between_two_renames_loses_nothing(tmp_path):
     """Red: `newest` looking at the folder alone."""
     folder = tmp_path / "last"
     checkpoint.write(folder, fill_with("new"))
-    folder.rename(tmp_path / ".last.new")
+    folder.rename(checkpoint.spare(folder))
     assert content(checkpoint.newest(folder)) == "new"
 
 
@@ -103,3 +181,57 @@ def test_nothing_written_is_no_error_and_files_beside_the_listed_do_not_matter(t
     checkpoint.write(tmp_path / "last", fill_with("x"))
     (tmp_path / "last" / "report_test.json").write_text("{}")
     checkpoint.verify(tmp_path / "last")
+
+
+# ---------------------------------------------------------------- a second launch
+
+
+def holder(folder, seconds=30) -> subprocess.Popen:
+    """Another process that holds the lock."""
+    code = (
+        "import checkpoint, pathlib, sys, time\n"
+        f"with checkpoint.lock(pathlib.Path({str(folder)!r})):\n"
+        f"    print('held', flush=True); time.sleep({seconds})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_run_is_refused_while_the_first_lives_and_not_after_its_kill(tmp_path):
+    """Red: LOCK_NB without LOCK_EX; a lock that is a file's mere existence."""
+    folder = tmp_path / "run"
+    with holder(folder) as first:
+        with pytest.raises(UserError, match=f"process {first.pid} on .* trains there; give"):
+            checkpoint.lock(folder).__enter__()
+        first.kill()
+    assert (folder / ".lock").exists()
+    with checkpoint.lock(folder), pytest.raises(UserError, match="trains there"):
+        checkpoint.lock(folder).__enter__()
+    with checkpoint.lock(folder):
+        pass
+    assert not (folder / ".lock").exists()
+
+
+def test_a_folder_that_a_mistake_left_empty_goes_again_and_a_used_one_stays(tmp_path):
+    """Red: no rmdir in lock; rmdir of a folder that was there before."""
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder in (tmp_path / "new", there):
+        with checkpoint.lock(folder):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with checkpoint.lock(tmp_path / "used"):
+        (tmp_path / "used" / "last").mkdir()
+    assert (tmp_path / "used").exists()
+
+
+def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    """Red: no ENOTSUP in holds."""
+
+    def flock(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+    with checkpoint.lock(tmp_path / "run"):
+        assert "this disk has no locks" in capsys.readouterr().err

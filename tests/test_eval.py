@@ -65,9 +65,14 @@ class Rows:
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=100), st.integers(1, 9), st.integers(1, 7))
 def test_the_shares_of_all_processes_are_every_row_once(lengths, size, processes):
-    """Invariant 5, for any count and processes. Red: `[process::processes]` left away."""
+    """Invariant 5, for any count and processes, in equally many batches.
+
+    Red: `[process::processes]` left away; `most = len(order)`.
+    """
     shares = [eval_loader(Rows(lengths), size, p, processes, None)[1] for p in range(processes)]
-    assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
+    rows = [row for share in shares for batch in share for row in batch]
+    assert sorted(rows) == list(range(len(lengths)))
+    assert len({len(share) for share in shares}) == 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 61, 100])
@@ -86,9 +91,9 @@ def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny, monkeypatch):
     model = load_model(str(tiny), ["negative", "positive"])
 
     def doubled(*arguments):
-        loader, order = eval_loader(*arguments)
-        order[0] = order[1]
-        return loader, order
+        loader, batches = eval_loader(*arguments)
+        batches[0][0] = batches[0][1]
+        return loader, batches
 
     monkeypatch.setattr(evaluation, "eval_loader", doubled)
     with pytest.raises(RuntimeError, match="were not counted once"):

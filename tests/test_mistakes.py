@@ -130,7 +130,7 @@ SHARE = "give a number of at least 0 and below 1"
 INSIDE = "give a number above 0 and below 1"
 STEPS = "give a share of at least 0 and below 1, or a whole number"
 NONE_OF = "split gets none of class"
-BROKEN = "run/last: ...; no whole copy is left; restore it, or remove it to start anew"
+BROKEN = "run/last: ...; no whole copy is left; restore it, or start anew with --overwrite"
 ANOTHER = "give the old value, another --output_dir, or --overwrite to delete that run"
 
 FLAGS = [
@@ -634,8 +634,8 @@ OUTPUT = [
         f"<tmp>/run/last was written with global_batch_size 16, not 4: {ANOTHER}",
         {"run/note": ""},
     ),
-    one("last: a file cut off", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.pt": shorter}),
-    one("last: a file missing", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.pt": None}),
+    one("last: a file cut off", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.safetensors": shorter}),
+    one("last: a file missing", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.safetensors": None}),
     one("last: weights altered", [], f"<tmp>/{BROKEN}", {"run/last/model.safetensors": altered}),
     one("last: manifest broken", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": "{bad"}),
     one("last: manifest missing", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": None}),

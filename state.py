@@ -1,0 +1,291 @@
+"""A run: its parts, where it stands, how that is written and how it is gone on with.
+
+In: a `Run`; `last/`. Out: `last/` (to resume) and `best/` (to use); a `Run` as it was saved.
+Refuses to know: when to save, and what a step does.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import checkpoint
+from config import Config, UserError, changed_settings
+from data import BatchPlan
+from eval import Scores
+from processes import Stop, on_main
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: with the weights and the optimizer's moments, all that it takes to go on.
+
+    There is no random state: dropout is seeded by (seed, step, process), the order of reviews by
+    (seed, epoch). There is no schedule either: the rate is a function of the step.
+    """
+
+    step: int = 0
+    marks_due: bool = False  # stopped inside an evaluation after `step`: a resume does it first
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    window_start: int = 0  # the step of the last scalars; the sums run from there
+    sums: list[list[float]] = dataclasses.field(default_factory=lambda: [SUMS])  # a process each
+
+
+SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not finite
+
+
+@dataclasses.dataclass
+class Run:
+    config: Config
+    settings: dict  # what must not change on a resume
+    accelerator: Accelerator
+    tokenizer: transformers.PreTrainedTokenizerBase
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    quick: datasets.Dataset  # the part of it for quick looks
+    plan: BatchPlan
+    total_steps: int
+    progress: Progress
+    sums: torch.Tensor  # this process's part of progress.sums, on the device
+    stop: Stop
+    writer: SummaryWriter | None = None  # on the main process only
+    bar: tqdm | None = None
+    shown: dict[str, str] = dataclasses.field(default_factory=dict)  # beside the bar
+    started: float = 0.0  # clock at the start of the window, evaluations and saves taken out
+    saved_at: float = 0.0  # clock when last/ was written, and the seconds that took
+    save_seconds: float = 0.0
+
+
+def output(run: Run) -> Path:
+    return Path(run.config.output_dir)
+
+
+@contextlib.contextmanager
+def clock_stopped(run: Run):
+    """Evaluations and saves are no part of the time that the speed scalars divide by."""
+    if run.accelerator.device.type == "cuda":
+        torch.cuda.synchronize()  # the steps before are done in their own time
+    begun = time.perf_counter()
+    yield
+    run.started += time.perf_counter() - begun
+
+
+def read_sums(run: Run) -> torch.Tensor:
+    """(processes, 3): `SUMS` of each, since the last scalars. The only sync of training.
+
+    Raises `UserError` if a loss or a gradient was not finite, so that nothing after it is kept. A
+    scaler (fp16) skips such an update and goes on.
+    """
+    accelerator = run.accelerator
+    sums = accelerator.gather(run.sums[None]).cpu().double()
+    if not sums.isfinite().all() or (sums[:, 2].any() and not accelerator.scaler):
+        raise diverged(run)
+    return sums
+
+
+def diverged(run: Run) -> UserError:
+    return UserError(
+        f"a loss, gradient or weight was NaN or infinite between steps "
+        f"{run.progress.window_start + 1} and {run.progress.step} of {run.total_steps}; last/ and "
+        f"best/ in {output(run)} are of steps before; start anew, with --overwrite or in another "
+        "--output_dir, and lower --learning_rate"
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_last(run: Run) -> None:
+    """`last/`: all that `resume` reads."""
+    run.progress.sums = read_sums(run).tolist()
+    if not all(parameter.isfinite().all() for parameter in run.model.parameters()):
+        raise diverged(run)  # an update may overflow whose loss and gradient were finite
+    begun = time.perf_counter()
+    with clock_stopped(run):
+        if run.writer:
+            run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
+        last, size = output(run) / "last", 3 * weight_bytes(run)
+        on_main(lambda: checkpoint.write(last, lambda folder: fill_last(run, folder), size))
+    run.saved_at = time.perf_counter()
+    run.save_seconds = run.saved_at - begun
+
+
+def fill_last(run: Run, folder: Path) -> None:
+    save_weights(run.accelerator.unwrap_model(run.model), str(folder / "model.safetensors"))
+    moments = {
+        f"{index}.{name}": tensor.contiguous()
+        for index, state in run.optimizer.state_dict()["state"].items()
+        for name, tensor in state.items()
+    }
+    save_file(moments, folder / "optimizer.safetensors")
+    scaler = run.accelerator.scaler
+    state = {
+        "progress": dataclasses.asdict(run.progress),
+        "settings": run.settings,
+        "scaler": scaler.state_dict() if scaler else {},
+    }
+    (folder / "progress.json").write_text(json.dumps(state, indent=1))
+
+
+def fill_best(run: Run, scores: Scores, folder: Path) -> None:
+    """What `from_pretrained` and `pipeline("text-classification", "best/")` load."""
+    run.accelerator.unwrap_model(run.model).save_pretrained(folder)
+    run.tokenizer.save_pretrained(folder)
+    config = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
+    (folder / "training_config.json").write_text(json.dumps(config, indent=1))
+    validation = {"step": run.progress.step, **dataclasses.asdict(scores)}
+    (folder / "validation.json").write_text(json.dumps(validation, indent=1))
+    (folder / "README.md").write_text(MODEL_CARD.format(**config, **validation))
+
+
+MODEL_CARD = """---
+base_model: {model}
+datasets: [{dataset}]
+library_name: transformers
+pipeline_tag: text-classification
+---
+{model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
+validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
+split, among which this step was chosen. `training_config.json` holds every setting; for test
+figures run `python eval.py --ckpt` on this folder.
+"""
+
+
+def weight_bytes(run: Run) -> int:
+    """What a save of the weights takes, with a megabyte for the files beside them."""
+    return 2**20 + sum(
+        tensor.numel() * tensor.element_size() for tensor in run.model.state_dict().values()
+    )
+
+
+def need_room(run: Run) -> None:
+    """Raises `UserError` unless two copies each of `last/` and `best/` fit on the disk."""
+    there = sum(
+        path.stat().st_size
+        for name in ("last", "best")
+        for copy in (output(run) / name, checkpoint.spare(output(run) / name))
+        for path in copy.glob("*")
+    )
+    checkpoint.need_room(output(run), 2 * (3 + 1) * weight_bytes(run) - there)
+
+
+def remove(run: Run, *names: str) -> None:
+    """From --output_dir, by the main process."""
+    for name in names if run.accelerator.is_main_process else ():
+        shutil.rmtree(output(run) / name, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- going on
+
+
+def settings_of(config: Config, accelerator: Accelerator) -> dict:
+    """What must not change on a resume, as far as it is known before the data are read."""
+    return {
+        **dataclasses.asdict(config),
+        "mixed_precision": accelerator.mixed_precision,
+        "global_batch_size": config.per_device_train_batch_size
+        * config.gradient_accumulation_steps
+        * accelerator.num_processes,
+    }
+
+
+def find_last(config: Config, settings: dict) -> dict | None:
+    """What `last/progress.json` holds of the run to go on with; None for a new run.
+
+    Raises `UserError` for a `last/` of other settings, for a `best/` that is not the one of its
+    record, and for a folder that holds what no `last/` accounts for.
+    """
+    folder = Path(config.output_dir)
+    if config.overwrite:
+        for path in (folder / "best", folder / "last"):
+            if path.exists() and not (path / checkpoint.MANIFEST).exists():
+                raise UserError(
+                    f"--overwrite: {path} has no {checkpoint.MANIFEST}, so it may not be ours to "
+                    "delete; remove it, or give another --output_dir"
+                )
+        return None
+    last = checkpoint.newest(folder / "last")
+    for name in ("best", "runs"):
+        if last is None and (folder / name).exists():
+            raise UserError(
+                f"--output_dir {folder}: holds {name}/ of another run and no last/ to resume from; "
+                "give another folder, or --overwrite to delete it"
+            )
+    if last is None:
+        return None
+    state = json.loads((last / "progress.json").read_text())
+    refuse_changes(last, state["settings"], settings)
+
+    def of_best_step(best: Path) -> bool:  # one of a later step, which a kill undid, is in its way
+        step = json.loads((best / "validation.json").read_text())["step"]
+        return step == state["progress"]["best_step"]
+
+    best = folder / "best"
+    if state["progress"]["best_step"] and checkpoint.newest(best, of_best_step) is None:
+        raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")
+    return state
+
+
+def refuse_changes(last: Path, old: dict, new: dict) -> None:
+    """Raises `UserError` naming both values of each setting that changes the result and differs."""
+    names = changed_settings(old, new)
+    names += [name for name in new if name not in FLAGS and old.get(name) != new[name]]
+    if names:
+        raise UserError(
+            *(
+                f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
+                "give the old value, another --output_dir, or --overwrite to delete that run"
+                for name in names
+            )
+        )
+
+
+FLAGS = Config.__dataclass_fields__
+
+
+def start_anew(run: Run) -> None:
+    """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
+    remove(run, "best", ".best.spare", "last", ".last.spare")
+    if run.accelerator.is_main_process:
+        for events in (output(run) / "runs").glob("events.out.tfevents.*"):
+            events.unlink()  # and nothing else that may lie there
+    # From here on a run that is killed is resumed like any other, even before its first save.
+    save_last(run)
+
+
+def resume(run: Run, state: dict) -> None:
+    """Go on from `last/`, whose progress.json is `state`. Raises `UserError` if the data differ."""
+    last, accelerator = output(run) / "last", run.accelerator
+    refuse_changes(last, state["settings"], run.settings)
+    load_weights(accelerator.unwrap_model(run.model), str(last / "model.safetensors"))
+    moments = {}
+    for name, tensor in load_file(last / "optimizer.safetensors").items():
+        index, name = name.split(".")
+        moments.setdefault(int(index), {})[name] = tensor
+    groups = run.optimizer.state_dict()["param_groups"]
+    run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    run.progress = Progress(**state["progress"])
+    sums = torch.tensor(run.progress.sums)
+    processes = accelerator.num_processes
+    if len(sums) == processes:
+        sums = sums[accelerator.process_index]
+    else:  # shared out anew: the loss is a sum over processes, the others are the same on each
+        sums = sums.mean(0) * torch.tensor([len(sums) / processes, 1, 1])
+    run.sums.copy_(sums)

@@ -1,0 +1,558 @@
+"""Whatever ends a run, nothing is lost: the same command goes on and ends in the same bits.
+
+`bench/kill.py` does the same with hundreds of kills of real processes; here each class of fault has
+its test. Those that a signal or an error brings about run in this process.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, scalars, weights_of
+from test_checkpoint import holder
+from test_loop import assert_same_bits
+
+import checkpoint
+import data
+import state
+import train
+from bench import kill
+from config import UserError, run_command
+from processes import Stop, Stopped
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, corpus, tmp_path_factory) -> Path:
+    """The run that nothing disturbs."""
+    return command(tiny, corpus, tmp_path_factory.mktemp("whole"))[0]
+
+
+def command(tiny, corpus, output, **flags) -> tuple[Path, int]:
+    defaults = {
+        "max_length": 32,
+        "learning_rate": 1e-3,
+        "num_threads": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "num_train_epochs": 2,
+        "logging_steps": 5,
+        "eval_steps": 5,
+        "save_steps": 10,
+        "max_save_share": 1,
+        "dropout": 0.1,
+        "model": tiny,
+        "dataset": corpus,
+        "output_dir": output,
+    }
+    status = train.main([f"--{name}={value}" for name, value in {**defaults, **flags}.items()])
+    return output, status
+
+
+@pytest.fixture
+def run(tiny, corpus, tmp_path):
+    """run(flag=value, ...) starts the command once more in one folder: (the folder, the status)."""
+
+    def start(**flags):
+        outcome = command(tiny, corpus, tmp_path / "run", **flags)
+        time.sleep(1)  # TensorBoard reads event files in the order of the second in their names
+        return outcome
+
+    return start
+
+
+@contextlib.contextmanager
+def at_step(monkeypatch, step, event):
+    """`event()` in the middle of that step, once."""
+    rate = train.learning_rate
+
+    def eventful(now, *rest):
+        changed = event() if now == step else None
+        return rate(now, *rest) if changed is None else changed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learning_rate", eventful)
+        yield
+
+
+@contextlib.contextmanager
+def in_evaluation(monkeypatch, number, event):
+    """`event()` before the second batch of the number-th evaluation."""
+    predict, seen = train.predict, []
+
+    def eventful(*arguments):
+        check, batches = arguments[-1], []
+        seen.append(None)
+
+        def before_batch():
+            batches.append(None)
+            if len(seen) == number and len(batches) == 2:
+                event()
+            check()
+
+        return predict(*arguments[:-1], before_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "predict", eventful)
+        yield
+
+
+def stands(folder) -> dict:
+    return json.loads((folder / "last" / "progress.json").read_text())["progress"]
+
+
+# ---------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+)
+@pytest.mark.parametrize("step", [1, 8, 14, 27])
+def test_a_signal_saves_at_the_next_batch_and_the_same_command_goes_on(
+    run, whole, monkeypatch, number, status, step
+):
+    """Red: `check` without its raise; `save_last` left out of go_on; sums not saved."""
+    with at_step(monkeypatch, step, lambda: signal.raise_signal(number)):
+        folder, ended = run()
+    assert ended == status
+    # Step 14 ends with an evaluation, whose first batch is the next one.
+    assert (stands(folder)["step"], stands(folder)["marks_due"]) == (step, step == 14)
+    assert run()[1] == 0
+    assert_same_bits(whole, folder)
+
+
+@pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 14), (4, 15), (7, 28)])
+def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
+    run, whole, monkeypatch, number, step
+):
+    """A quick look, the whole validation, the last one: done again, and no scalar stands twice.
+
+    Red: no `before_batch` in predict; `marks_due` left False; purge_step of step + 1.
+    """
+    with in_evaluation(monkeypatch, number, lambda: signal.raise_signal(signal.SIGTERM)):
+        folder, status = run()
+    assert status == 143
+    assert (stands(folder)["step"], stands(folder)["marks_due"]) == (step, True)
+    assert run()[1] == 0
+    assert_same_bits(whole, folder)
+    for points in scalars(folder).values():
+        assert len({at for at, _ in points}) == len(points)
+
+
+def test_a_signal_between_micro_batches_leaves_the_step_for_later(run, tmp_path, monkeypatch):
+    """The half-summed gradient and loss are nowhere. Red: `run.sums[0] +=` in the micro-batch."""
+    flags = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}
+    expected, _ = run(output_dir=tmp_path / "whole", **flags)
+    calls = []
+
+    def collate(self, rows):
+        calls.append(None)
+        if len(calls) == 4 * 6 + 2:  # the second micro-batch of the seventh step, looks apart
+            signal.raise_signal(signal.SIGTERM)
+        return collate_rows(self, rows)
+
+    collate_rows = data.Collator.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Collator, "__call__", collate)
+        folder, status = run(eval_steps=99, **flags)
+    assert status == 143
+    assert stands(folder)["step"] == 6
+    run(eval_steps=99, **flags)
+    assert all(
+        torch.equal(tensor, weights_of(expected)[name])
+        for name, tensor in weights_of(folder).items()
+    )
+    assert stands(expected) == stands(folder)
+
+
+def test_the_death_of_the_launcher_counts_as_sigterm(monkeypatch):
+    """Where one started us: a shell that goes leaves us running. Red: no look at getppid."""
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for launched in (False, True):
+        if launched:
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+        stop = Stop(1)
+        stop.check()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getppid", lambda: 1)
+            expected = pytest.raises(Stopped) if launched else contextlib.nullcontext()
+            with expected as raised:
+                stop.check()
+    assert raised.value.signal == signal.SIGTERM
+
+
+def test_a_second_ctrl_c_ends_the_process_at_once():
+    """And what torchrun doubles, the same one within half a second, does not.
+
+    Red: `ask` without its second branch; no half a second.
+    """
+    code = (
+        "import signal, time\n"
+        "from processes import Stop\n"
+        "with Stop(1):\n"
+        "    signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)\n"
+        "    print('alive', flush=True); time.sleep(0.6)\n"
+        "    signal.raise_signal(signal.SIGINT); print('alive', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "alive\n"
+
+
+def test_the_handlers_of_before_are_back_afterwards(run):
+    """Red: no __exit__."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    run(max_steps=1)
+    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_a_launcher_that_is_killed_takes_the_training_with_it_saved(tiny, corpus, tmp_path):
+    """`accelerate launch` as it is, by SIGKILL. Red: no look at getppid."""
+    words = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train.py")]
+    words += [f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path}"]
+    words += ["--max_length=32", "--max_steps=1000000", "--num_threads=1", "--eval_steps=1000000"]
+    words += ["--validate_steps=1000000", "--logging_steps=1000000", "--save_steps=1000000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as launcher:
+        assert launcher.stdout.readline().startswith(b"starting")
+        time.sleep(1)
+        launcher.kill()
+        rest = launcher.stdout.read()  # until train.py, which inherited it, has ended
+    assert b"stopped at step" in rest
+    checkpoint.verify(tmp_path / "last")
+    assert 0 < stands(tmp_path)["step"] < 1000000
+
+
+# ---------------------------------------------------------------- kills
+
+
+def test_kills_at_file_operations_and_moments_change_no_bit(tmp_path):
+    """Invariant 3 on processes: two chains of bench/kill.py, which does it two hundred times.
+
+    Red: exchange as rmtree and rename; last/ written without its sums.
+    """
+    job = kill.JOB | {"max_steps": 40, "validate_steps": 10, "max_validation_samples": 100}
+    result = kill.run_chains(tmp_path, job, kills=2, seed=3, workers=1, most=2)
+    assert result["kills"] >= 2
+    assert result["chains_that_differ"] == []
+
+
+def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, monkeypatch):
+    """Red: find_last without `of_best_step`."""
+    accuracies = {7: 0.6, 14: 0.9, 21: 0.4, 28: 0.4}
+    evaluate = train.evaluate
+
+    def scripted(current, rows, name):
+        scores = evaluate(current, rows, name)
+        if name == "validation":
+            scores = train.Scores(scores.loss, accuracies[current.progress.step], len(rows))
+        return scores
+
+    monkeypatch.setattr(train, "evaluate", scripted)
+    save = train.save_last
+
+    def dying(current):
+        if current.progress.step == 14:
+            raise KeyboardInterrupt
+        save(current)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "save_last", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run(validate_steps=7)
+    time.sleep(1)
+    accuracies[14] = 0.5  # as on hardware that does not repeat its bits
+    folder, status = run(validate_steps=7)
+    assert status == 0
+    assert json.loads((folder / "best" / "validation.json").read_text())["step"] == 7
+    assert stands(folder)["best_step"] == 7
+
+
+# ---------------------------------------------------------------- errors inside
+
+
+def test_an_exception_in_a_step_leaves_the_last_state(run, whole, monkeypatch):
+    """Red: `fill(folder)` in place."""
+
+    def fail():
+        raise RuntimeError("CUDA out of memory")
+
+    with at_step(monkeypatch, 13, fail), pytest.raises(RuntimeError, match="out of memory"):
+        run()
+    time.sleep(1)
+    folder, status = run()
+    assert status == 0
+    assert_same_bits(whole, folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_before(
+    run, tmp_path, monkeypatch, value
+):
+    """Named by the span of steps. Red: read_sums without its raise; `isnan` for `isfinite`."""
+    entropy = train.F.cross_entropy
+
+    def broken(*arguments, **keywords):
+        return entropy(*arguments, **keywords) * (value if poisoned else 1)
+
+    poisoned = []
+    monkeypatch.setattr(train.F, "cross_entropy", broken)
+    line = "NaN or infinite between steps 16 and 20 of 28;.* lower --learning_rate"
+    poison = at_step(monkeypatch, 17, lambda: poisoned.append(None))
+    with poison, pytest.raises(UserError, match=line):
+        run()
+    assert_kept(tmp_path / "run", step=14)
+
+
+def assert_kept(folder, step):
+    checkpoint.verify(folder / "best")
+    checkpoint.verify(folder / "last")
+    assert stands(folder)["step"] == step
+    assert all(tensor.isfinite().all() for tensor in weights_of(folder).values())
+
+
+def test_a_gradient_that_is_not_finite_stops_although_the_loss_is(run, tmp_path, monkeypatch):
+    """Red: the third of the sums left out of read_sums."""
+    clip = train.Accelerator.clip_grad_norm_
+
+    def broken(self, parameters, norm):
+        calls.append(None)
+        return clip(self, parameters, norm) * (float("inf") if len(calls) == 17 else 1)
+
+    calls = []
+    monkeypatch.setattr(train.Accelerator, "clip_grad_norm_", broken)
+    with pytest.raises(UserError, match="between steps 16 and 20 of 28"):
+        run()
+    assert_kept(tmp_path / "run", step=14)
+
+
+def test_no_save_comes_between_a_weight_that_is_nan_and_its_discovery(run, tmp_path, monkeypatch):
+    """A save every step, scalars far off. Red: save_last without its look at the weights."""
+    broken = at_step(monkeypatch, 18, lambda: float("nan"))
+    with broken, pytest.raises(UserError, match="between steps 1 and 18 of 28"):
+        run(save_steps=1, logging_steps=99)
+    assert_kept(tmp_path / "run", step=17)
+
+
+# ---------------------------------------------------------------- the disk
+
+
+def test_a_disk_too_small_is_said_before_the_training(run, tmp_path, monkeypatch):
+    """Red: need_room left out of run_to_end."""
+    free = shutil.disk_usage(tmp_path)._replace(free=2 * 2**20)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"a save needs \d+ MB and 2 MB are free; make room"):
+        run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_write_that_fails_keeps_the_save_before_and_the_run_goes_on_later(
+    run, whole, tmp_path, monkeypatch
+):
+    """The kernel refuses to let a file grow, as it does on a full disk.
+
+    Red: SafetensorError left out of write; write in place.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+
+    try:
+        line = r"last cannot be written: .*too large.*; what was"
+        with at_step(monkeypatch, 17, fill_disk), pytest.raises(UserError, match=line):
+            run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert stands(tmp_path / "run")["step"] == 14
+    time.sleep(1)
+    run()
+    assert_same_bits(whole, tmp_path / "run")
+
+
+def test_a_full_disk_anywhere_else_is_one_line_and_status_2(capsys):
+    """Such as TensorBoard's. Red: no OSError in run_command; status 1."""
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/events")
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(full)
+    assert ended.value.code == 2
+    line = "error: runs/events: No space left on device; mend that, and run the same command again"
+    assert capsys.readouterr().err == line + "\n"
+    with pytest.raises(FileNotFoundError):  # a fault of ours stays one, with its traceback
+        run_command(lambda: Path("/no/such/file").read_text())
+
+
+# ---------------------------------------------------------------- what lies in the folder
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tiny, corpus, tmp_path_factory) -> Path:
+    """A run that died at step 23: `last/` of step 20, the save of step 14 beside it."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        rate = train.learning_rate
+
+        def dying(step, *rest):
+            if step == 23:
+                raise KeyboardInterrupt
+            return rate(step, *rest)
+
+        patch.setattr(train, "learning_rate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            command(tiny, corpus, folder)
+    time.sleep(1)
+    return folder
+
+
+LAST_DAMAGE = {
+    "truncated": lambda last: os.truncate(last / "model.safetensors", 1000),
+    "emptied": lambda last: os.truncate(last / "optimizer.safetensors", 0),
+    "a flipped bit": lambda last: flip(last / "optimizer.safetensors"),
+    "a missing file": lambda last: (last / "progress.json").unlink(),
+    "no manifest": lambda last: (last / "manifest.json").unlink(),
+    "gone": shutil.rmtree,
+}
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", LAST_DAMAGE)
+def test_a_damaged_last_is_named_and_the_save_before_it_gone_on_from(
+    stopped_run, run, whole, tmp_path, capsys, kind
+):
+    """And nothing but steps is lost. Red: `newest` with `folder` alone; no spare kept by write."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    assert stands(folder)["step"] == 20
+    LAST_DAMAGE[kind](folder / "last")
+    assert run()[1] == 0
+    said = capsys.readouterr()
+    assert "resuming at step 14" in said.out
+    if kind != "gone":
+        assert f"warning: {folder / 'last'}: " in said.err
+    assert_same_bits(whole, folder)
+
+
+def test_both_copies_damaged_is_an_error_that_says_so(stopped_run, run, tmp_path):
+    """Red: None for an error in `newest`."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    for last in (folder / "last", checkpoint.spare(folder / "last")):
+        flip(last / "model.safetensors")
+    with pytest.raises(UserError, match="no whole copy is left; restore it, or start anew with"):
+        run()
+
+
+def test_what_a_killed_save_left_is_in_nobodys_way(stopped_run, run, whole, tmp_path):
+    """A stale temporary folder. Red: no rmtree in write."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    for name in ("last", "best"):
+        shutil.rmtree(checkpoint.spare(folder / name), ignore_errors=True)
+        checkpoint.spare(folder / name).mkdir()
+        (checkpoint.spare(folder / name) / "model.safetensors").write_bytes(b"torn")
+    run()
+    assert_same_bits(whole, folder)
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["best", "last", "runs"]
+
+
+def test_a_second_launch_is_refused_and_the_first_goes_on(stopped_run, run, tmp_path):
+    """Red: no lock in main."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    with holder(folder) as first:
+        with pytest.raises(UserError, match=f"process {first.pid} on .* trains there"):
+            run()
+        assert first.poll() is None
+        first.kill()
+    assert run()[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("seed", 43),
+        ("num_train_epochs", 3.0),
+        ("max_length", 16),
+        ("per_device_train_batch_size", 4),
+        ("validation_seed", 1),
+        ("dropout", 0.2),
+        ("validate_steps", 7),
+        ("train_sampling_strategy", "random"),
+    ],
+)
+def test_a_changed_setting_that_changes_the_result_is_refused_with_both_values(
+    stopped_run, run, tmp_path, monkeypatch, flag, value
+):
+    """Before the data are read. Red: changes_result=False; refuse_changes in resume alone."""
+    shutil.copytree(stopped_run, tmp_path / "run")
+    monkeypatch.setattr(train, "read_table", lambda *_: pytest.fail("read the data"))
+    name = {"per_device_train_batch_size": "global_batch_size"}.get(flag, flag)
+    with pytest.raises(UserError, match=rf"was written with {name} \S+, not {value}: give the old"):
+        run(**{flag: value})
+
+
+def test_changed_texts_are_refused_with_both_fingerprints(
+    stopped_run, run, corpus, tmp_path, monkeypatch
+):
+    """Red: "data" left out of the settings."""
+    shutil.copytree(stopped_run, tmp_path / "run")
+    read = train.read_table
+    monkeypatch.setattr(train, "read_table", lambda *where: read(*where).select(range(1, 150)))
+    with pytest.raises(UserError, match=r"was written with data \w{16}, not \w{16}"):
+        run()
+
+
+def test_a_changed_setting_that_changes_no_result_is_accepted(stopped_run, run, whole, tmp_path):
+    """Cadence, and the same batch in other parts. Red: changes_result=True for one of them."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    cadence = {"logging_steps": 3, "eval_steps": 4, "save_steps": 2, "max_save_share": 0.5}
+    assert run(per_device_eval_batch_size=5, **cadence)[1] == 0
+    for name, tensor in weights_of(whole).items():
+        assert torch.equal(tensor, weights_of(folder)[name])
+    shutil.rmtree(folder)
+    shutil.copytree(stopped_run, folder)
+    assert run(gradient_accumulation_steps=2, per_device_train_batch_size=4)[1] == 0
+
+
+def test_a_save_waits_while_saving_would_take_more_than_its_share(run, monkeypatch):
+    """Red: can_afford_a_save returning True; the share taken of the steps alone."""
+    clock, writes = [0.0], []
+    write = checkpoint.write
+
+    def slow(folder, *rest):
+        writes.append(folder.name)
+        clock[0] += 3.0
+        write(folder, *rest)
+
+    def step(*arguments):
+        clock[0] += 0.5  # for each of two groups of parameters
+        return rate(*arguments)
+
+    rate = train.learning_rate
+    monkeypatch.setattr(train, "learning_rate", step)
+    for module in (train, state):
+        monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(checkpoint, "write", slow)
+    run(save_steps=1, logging_steps=99, eval_steps=99, validate_steps=99, max_save_share=0.25)
+    # Written at 0, then each 9 seconds of steps after the end of the one before (3 / 12), then
+    # after the validation at the end.
+    assert writes.count("last") == 1 + 28 // 9 + 1
