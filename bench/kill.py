@@ -13,6 +13,7 @@ moment of the wall clock. The child is train.py as it is: the hooks are set befo
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import json
 import logging
@@ -38,7 +39,8 @@ JOB = {
     "max_train_samples": 1600,
     "max_validation_samples": 500,
     "per_device_train_batch_size": 8,
-    "max_steps": 120,
+    "per_device_eval_batch_size": 8,
+    "max_steps": 100,
     "dropout": 0.05,
     "logging_steps": 5,
     "eval_steps": 10,
@@ -164,11 +166,13 @@ class Job:
 
 
 def draw(rng: random.Random, seconds: float) -> dict:
-    """Where the next kill comes: two thirds at a file operation, the others at a moment."""
+    """Where the next kill comes: two thirds at a file operation, the others at a moment, counted
+    from the first step on or, a few, from the launch."""
     if rng.random() < 1 / 3:
-        return {"moment": rng.uniform(0.2, 1.1) * seconds}
+        launch = rng.random() < 0.1
+        return {"moment": rng.uniform(0, 0.5) * seconds, "from": "launch" if launch else "step"}
     place = rng.choices(("saving last/", "saving best/", "any"), (40, 35, 25))[0]
-    most = {"saving last/": 120, "saving best/": 60, "any": 500}[place]
+    most = {"saving last/": 40, "saving best/": 40, "any": 200}[place]
     delay = rng.choice((0, 0, rng.uniform(0, 0.02)))
     return {"place": place, "n": rng.randint(1, most), "delay": delay}
 
@@ -182,9 +186,11 @@ def chain(folder: Path, job: dict, seed: str, seconds: float, most: int) -> tupl
     for _ in range(rng.randint(1, most)):
         spec = draw(rng, seconds)
         process = runs.start(**spec)
-        try:
-            process.wait(spec.get("moment", 600))
-        except subprocess.TimeoutExpired:
+        if "moment" in spec:
+            while spec["from"] == "step" and runs.place() == "start-up" and process.poll() is None:
+                time.sleep(0.01)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(spec["moment"])
             process.kill()
         if process.wait() == 0:
             break  # it came to its end before

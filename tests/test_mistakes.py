@@ -152,6 +152,8 @@ FLAGS = [
     flag("--max_length=0", "--max_length 0: give a whole number of at least 1"),
     flag("--save_steps=-5", "--save_steps -5: give a whole number of at least 1"),
     flag("--eval_steps=10.5", "--eval_steps 10.5: give a whole number of at least 1"),
+    flag("--max_save_share=0", "--max_save_share 0: give a number above 0 and at most 1"),
+    flag("--max_save_share=2%", "--max_save_share 2%: give a number above 0 and at most 1"),
     flag("--num_threads=all", "--num_threads all: give a whole number of at least 1"),
     flag("--attention_dropout=1", f"--attention_dropout 1: {SHARE}"),
     flag("--dropout=none", f"--dropout none: {SHARE}"),
@@ -645,6 +647,13 @@ OUTPUT = [
         [],
         "<tmp>/run/best is gone; restore it, or start anew with --overwrite",
         {"run/best/": None},
+    ),
+    one(
+        "last with a damaged best",
+        [],
+        "<tmp>/run/best: model.safetensors is not what was written; no whole copy is left; "
+        "restore it, or start anew with --overwrite",
+        {"run/best/model.safetensors": altered},
     ),
 ]
 

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT, scalars, weights_of
+from test_loop import assert_same_bits
 
 FLAGS = [
     "--max_length=32",
@@ -19,14 +22,19 @@ FLAGS = [
 ]
 
 
-def launch(processes: int, script: str, *flags: str) -> str:
+def start(processes: int, script: str, *flags: str) -> subprocess.Popen:
     """`accelerate launch --cpu --num_processes 2` starts one process unless MPI is there."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", str(ROOT / script), *flags]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "ACCELERATE_USE_CPU": "1"}, **pipes)
+
+
+def launch(processes: int, script: str, *flags: str) -> str:
+    with start(processes, script, *flags) as running:
+        out, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err[-3000:]
+    return out
 
 
 @pytest.mark.parametrize(("processes", "accumulation", "size"), [(2, 1, 4), (2, 4, 1)])
@@ -83,3 +91,48 @@ def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
     assert three["examples"] == 61
     assert three["confusion"] == one["confusion"]
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny, corpus, tmp_path):
+    """Invariant 3 on two processes, with dropout, stopped inside an evaluation or a window; after a
+    SIGKILL of the main one the other ends within ten seconds.
+
+    Red: each process raising its own flag in `check`; `sums` saved as their sum; no group in Stop
+    (the other waits for the launcher to kill it).
+    """
+    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--dropout=0.1", "--max_steps=300"]
+    flags += ["--logging_steps=7", "--eval_steps=10", "--validate_steps=100", "--save_steps=20"]
+    flags += ["--max_save_share=1", "--per_device_eval_batch_size=4"]
+    launch(2, "train.py", *flags, f"--output_dir={tmp_path / 'whole'}")
+    folder = tmp_path / "stopped"
+    with start(2, "train.py", *flags, f"--output_dir={folder}") as running:
+        wait_for_save(folder, after=20)
+        running.terminate()
+        out, err = running.communicate(timeout=60)
+    assert out.count("stopped at step") == 1, err[-3000:]
+    stopped_at = saved_step(folder)
+    assert 20 < stopped_at < 300
+    with start(2, "train.py", *flags, f"--output_dir={folder}") as running:
+        wait_for_save(folder, after=stopped_at)
+        os.kill(int((folder / ".lock").read_text().split()[1]), signal.SIGKILL)
+        killed = time.monotonic()
+        out, _ = running.communicate(timeout=60)
+        assert time.monotonic() - killed < 10
+    assert f"resuming at step {stopped_at}" in out
+    assert running.returncode != 0
+    launch(2, "train.py", *flags, f"--output_dir={folder}")
+    assert_same_bits(tmp_path / "whole", folder)
+
+
+def saved_step(folder) -> int:
+    try:
+        return json.loads((folder / "last" / "progress.json").read_text())["progress"]["step"]
+    except FileNotFoundError:
+        return -1
+
+
+def wait_for_save(folder, after: int) -> None:
+    begun = time.monotonic()
+    while saved_step(folder) <= after:
+        assert time.monotonic() - begun < 120
+        time.sleep(0.02)
