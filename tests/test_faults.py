@@ -556,3 +556,19 @@ def test_a_save_waits_while_saving_would_take_more_than_its_share(run, monkeypat
     # Written at 0, then each 9 seconds of steps after the end of the one before (3 / 12), then
     # after the validation at the end.
     assert writes.count("last") == 1 + 28 // 9 + 1
+
+
+def test_full_determinism_changes_no_bit_on_cpu(run, whole, monkeypatch):
+    """Red: another seed in the call."""
+    for name in (
+        "CUDA_LAUNCH_BLOCKING",
+        "CUBLAS_WORKSPACE_CONFIG",
+        "FLASH_ATTENTION_DETERMINISTIC",
+    ):
+        monkeypatch.setenv(name, "")  # put back after the test
+    try:
+        folder, _ = run(full_determinism=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same_bits(whole, folder)
