@@ -42,7 +42,7 @@ JOB = {
     "per_device_eval_batch_size": 8,
     "max_steps": 100,
     "dropout": 0.05,
-    "logging_steps": 5,
+    "logging_steps": 7,  # so that saves fall inside windows
     "eval_steps": 10,
     "save_steps": 10,
     "validate_steps": 20,
