@@ -17,12 +17,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from config import UserError
+from config import GO_ON, UserError
 
 MANIFEST = "manifest.json"
-UNLISTED = {"README.md"}  # a model card may be edited
+CARD = "README.md"  # a model card is for editing: it is never damaged
 
 
 class Damaged(Exception):
@@ -31,7 +29,12 @@ class Damaged(Exception):
 
 def spare(folder: Path) -> Path:
     """The other copy, beside `folder`: the one before, or the next while it is written."""
-    return folder.with_name(f".{folder.name}.spare")
+    return folder.resolve().with_name(f".{folder.resolve().name}.spare")
+
+
+def aside(folder: Path) -> Path:
+    """Where `folder` is for an instant while two renames replace it (see `exchange`)."""
+    return folder.resolve().with_name(f".{folder.resolve().name}.old")
 
 
 def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
@@ -42,55 +45,70 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
     Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not free, or
     if writing fails: then `folder` is what it was.
     """
-    new = spare(folder)
-    shutil.rmtree(new, ignore_errors=True)
-    need_room(folder.parent, size)
+    folder, new = folder.resolve(), spare(folder)
     try:
-        new.mkdir(parents=True)
+        for path in (new, aside(folder)):
+            if path.exists():
+                shutil.rmtree(path)
+        need_room(folder.parent, size)
+        new.mkdir()
         fill(new)
-        written = sorted(path for path in new.rglob("*") if path.is_file())
         sizes = {
             path.relative_to(new).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
-            for path in written
-            if path.name not in UNLISTED
+            for path in sorted(new.rglob("*"))
+            if path.is_file()
         }
         (new / MANIFEST).write_text(json.dumps(sizes, indent=1))
         if folder.exists():
-            others = already_in(folder, new)
-            shutil.copytree(folder, new, symlinks=True, ignore=others, dirs_exist_ok=True)
+            keep_users_files(folder, new)
         for path in [*new.rglob("*"), new]:
             if not path.is_symlink():
                 sync(path)
-    except (OSError, SafetensorError) as error:
+        if folder.exists():
+            exchange(new, folder)
+        else:
+            new.rename(folder)
+        sync(folder.parent)
+    except Exception as error:
         shutil.rmtree(new, ignore_errors=True)
+        # safetensors and tokenizers have errors of their own for a disk that is full.
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
         raise UserError(
             f"{folder} cannot be written: {error}; what was there before is whole: mend that, "
-            "and run the same command again"
+            f"and {GO_ON}"
         ) from error
-    if folder.exists():
-        exchange(new, folder)
-    else:
-        new.rename(folder)
-    sync(folder.parent)
 
 
-def already_in(folder: Path, new: Path):
-    """For copytree: leave out what `folder`'s manifest lists, and names that `new` has as well."""
+def keep_users_files(old: Path, new: Path) -> None:
+    """Copy what a user put into `old`; a model card that was edited, under a name of its own."""
     try:
-        ours = set(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError):
-        ours = set()
+        listed = json.loads((old / MANIFEST).read_text())
+        edited = (old / CARD).exists() and digest(old / CARD) != listed[CARD]["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        listed, edited = {}, False
+    for path in old.rglob("*"):
+        to = new / path.relative_to(old)
+        if edited and path == old / CARD:
+            to = to.with_name(f"{CARD}.before")
+        elif path.relative_to(old).as_posix() in listed:
+            continue  # ours, of before
+        if path.is_symlink() or (path.is_file() and not to.exists()):
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, to, follow_symlinks=False)
 
-    def leave_out(at: str, names: list[str]) -> set[str]:
-        here = Path(at).relative_to(folder)
-        paths = {name: here / name for name in names}
-        return {
-            name
-            for name, path in paths.items()
-            if path.as_posix() in ours or (new / path).is_file()
-        }
 
-    return leave_out
+def remove(folder: Path) -> None:
+    """`folder` and its copies. Renamed first: a death on the way leaves no half of it in place."""
+    remove_copies(folder)
+    if folder.exists():
+        folder.resolve().rename(spare(folder))
+        remove_copies(folder)
+
+
+def remove_copies(folder: Path) -> None:
+    for copy in (spare(folder), aside(folder)):
+        shutil.rmtree(copy, ignore_errors=True)
 
 
 def need_room(folder: Path, size: int) -> None:
@@ -99,7 +117,7 @@ def need_room(folder: Path, size: int) -> None:
     if free < size:
         raise UserError(
             f"{folder}: a save needs {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            "make room, and run the same command again"
+            f"make room, and {GO_ON}"
         )
 
 
@@ -113,8 +131,11 @@ def verify(folder: Path) -> None:
         wrong = [
             name
             for name, about in listed.items()
-            if (folder / name).stat().st_size != about["bytes"]
-            or digest(folder / name) != about["sha256"]
+            if name != CARD
+            and (
+                (folder / name).stat().st_size != about["bytes"]
+                or digest(folder / name) != about["sha256"]
+            )
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder}: {error}") from None
@@ -130,8 +151,11 @@ def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> 
     None where nothing was ever written. Raises `UserError` if something was, but no such copy is
     left. Only one process may call this.
     """
-    damage = []
-    for path in (folder, spare(folder)):
+    damage, folder = [], folder.resolve()
+    new, old = spare(folder), aside(folder)
+    if folder.exists() and old.exists() and not new.exists():
+        old.rename(new)  # a replacement by renames that died before its last
+    for path in (path for path in (folder, new, old) if path.exists()):
         try:
             verify(path)
             found = wanted(path)
@@ -162,11 +186,12 @@ def lock(folder: Path):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-        while not (holds(file) and path.exists() and os.path.samefile(path, file.fileno())):
+        while not (holds(file) and same(path, file)):
             file = path.open("a+")
     except BlockingIOError:
+        file.seek(0)
         raise UserError(
-            f"--output_dir {folder}: {path.read_text() or 'another process'} trains there; "
+            f"--output_dir {folder}: {file.read() or 'another process'} trains there; "
             "give another folder, or let it end"
         ) from None
     except OSError as error:
@@ -178,16 +203,21 @@ def lock(folder: Path):
         try:
             yield
         finally:
-            path.unlink()
-            if made and not any(folder.iterdir()):
+            if same(path, file):
+                path.unlink()
+            if made and folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()  # a mistake found later leaves nothing behind
+
+
+def same(path: Path, file) -> bool:
+    return path.exists() and os.path.samefile(path, file.fileno())
 
 
 def holds(file) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+        if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK):
             raise
         print(f"warning: {file.name}: this disk has no locks; start no second run", file=sys.stderr)
     return True
@@ -210,18 +240,16 @@ def sync(path: Path) -> None:
 def exchange(new: Path, old: Path) -> None:
     """Swap two folders in one step, so that `old` is loadable at every instant.
 
-    Linux and macOS have a call for it, Python does not. Elsewhere two renames: `newest` finds the
-    new folder if the process dies between them.
+    Linux and macOS have a call for it, Python does not. Some disks (NFS) do not take it: there it
+    is three renames, and `newest` finds its way if the process dies between them.
     """
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == "posix" else None
+    libc = ctypes.CDLL(None, use_errno=True)
     at_fdcwd = -2 if sys.platform == "darwin" else -100
     for name in ("renameat2", "renameatx_np"):  # both: (fd, path, fd, path, 2 = exchange)
         if hasattr(libc, name):
             call = getattr(libc, name)
             if call(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), 2) == 0:
                 return
-    aside = old.with_name(f".{old.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    old.rename(aside)
+    old.rename(aside(old))
     new.rename(old)
-    aside.rename(new)
+    aside(old).rename(new)

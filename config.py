@@ -41,17 +41,20 @@ def run_command(main):
     except KeyboardInterrupt:
         lines, status = ["stopped by Ctrl-C"], 130
     except OSError as error:
-        if error.errno not in DISK:
-            raise
-        where = error.filename or "a file"
-        lines = [f"{where}: {error.strerror}; mend that, and run the same command again"]
-        status = 2
+        lines, status = disk_error(error).args, 2
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
     sys.exit(status)
 
 
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+def disk_error(error: OSError) -> UserError:
+    """What to say of a disk that is full or broken. Raises any other `error` again: it is ours."""
+    if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}:
+        raise error
+    return UserError(f"{error.filename or 'a file'}: {error.strerror}; mend that, and {GO_ON}")
+
+
+GO_ON = "run the same command again (without --overwrite, if it was given)"
 
 
 # What a value may be: a test, and the words for it in an error. NaN fails every comparison.
@@ -74,8 +77,8 @@ def one_of(*values: str):
 
 
 def flag(default, help, allowed=None, changes_result=True):
-    """A field of a config. `changes_result=False`: a resumed run may change it, for no weight and
-    no choice of `best/` depends on it."""
+    """A field of a config. `changes_result=False`: a resumed run may change it. No weight depends
+    on it but through rounding, and through dropout masks where a batch is dealt otherwise."""
     about = {"help": help, "allowed": allowed, "changes_result": changes_result}
     return dataclasses.field(default=default, metadata=about)
 

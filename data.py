@@ -269,21 +269,28 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         ]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
-    tokenizer.backend_tokenizer.no_truncation()  # the state of the last call is no part of it
-    tokenizer.backend_tokenizer.no_padding()
+    forget_calls(tokenizer)  # the state of the last call is no part of its identity
     identity = tokenizer.backend_tokenizer.to_str()
     fingerprint = Hasher.hash(
         (data._fingerprint, type(tokenizer).__name__, identity, max_length, truncation)
     )
     folder = Path(caching.HF_DATASETS_CACHE) / "token_ids"
     folder.mkdir(parents=True, exist_ok=True)
-    return data.map(
+    ids = data.map(
         encode,
         batched=True,
         remove_columns="text",
         new_fingerprint=fingerprint,
         cache_file_name=str(folder / f"{fingerprint}.arrow"),
     )
+    forget_calls(tokenizer)  # nor of what is saved in best/, which then told a warm cache from none
+    return ids
+
+
+def forget_calls(tokenizer) -> None:
+    """A fast tokenizer keeps, and saves, the truncation and padding of the call before."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
 
 
 def fingerprint(*splits: Dataset) -> str:

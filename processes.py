@@ -7,6 +7,7 @@ Refuses to know: what is trained, and what is saved then.
 import os
 import signal
 import time
+from signal import SIGINT, SIGTERM
 
 import torch
 from accelerate import PartialState
@@ -14,21 +15,25 @@ from accelerate.utils import broadcast_object_list
 
 from config import UserError
 
+PARENT = os.getppid()  # now: in the minutes before the first step a launcher may die, too
+
 
 def on_main(work):
-    """`work()` on the main process alone; what it returned, or its `UserError`, on all of them.
+    """`work()` on the main process alone; what it returned, or what it raised, on all of them.
 
     The others wait for it. An error that only one process knew would leave them waiting for ever.
     """
-    outcome = [None, None]
+    outcome, failed = [None, None], None
     if PartialState().is_main_process:
         try:
             outcome[0] = work()
         except UserError as error:
             outcome[1] = error
+        except Exception as error:
+            failed, outcome[1] = error, RuntimeError(f"the main process failed: {error!r}")
     result, error = broadcast_object_list(outcome)
     if error:
-        raise error
+        raise failed or error
     return result
 
 
@@ -50,15 +55,17 @@ class Stop:
     def __init__(self, processes: int):
         self.signal = 0
         self.asked_at = 0.0
-        launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & set(os.environ)
-        self.launcher = os.getppid() if launched else None  # a shell may go and leave us running
+        launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & set(os.environ)
+        self.launcher = PARENT if launched else None  # a shell may go and leave us running
         # A group of its own on the CPU: to ask NCCL would make each step wait for the GPU. A
         # process that died breaks it within a moment, where NCCL waits for ten minutes.
         self.group = torch.distributed.new_group(backend="gloo") if processes > 1 else None
 
     def __enter__(self):
-        signals = (signal.SIGTERM, signal.SIGINT)
-        self.before = {number: signal.signal(number, self.ask) for number in signals}
+        self.before = {number: signal.getsignal(number) for number in (SIGTERM, SIGINT)}
+        for number, handler in self.before.items():
+            if handler is not signal.SIG_IGN:  # as for a script's background jobs
+                signal.signal(number, self.ask)
         return self
 
     def __exit__(self, *_):
@@ -68,7 +75,7 @@ class Stop:
     def ask(self, number, frame) -> None:
         # torchrun sends one Ctrl-C twice: the terminal's goes to its workers too.
         again = self.signal and time.monotonic() - self.asked_at > 0.5
-        if number == signal.SIGINT and again:
+        if number == SIGINT and again:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if not self.signal:
@@ -78,7 +85,7 @@ class Stop:
         """Raises `Stopped` if any process was asked to end. For every batch of every loop: between
         steps alone it would come too late for an evaluation of minutes."""
         if self.launcher not in (None, os.getppid()):
-            self.signal = self.signal or signal.SIGTERM
+            self.signal = self.signal or SIGTERM
         if number := self.largest(self.signal):
             raise Stopped(number)
 

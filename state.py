@@ -7,7 +7,6 @@ Refuses to know: when to save, and what a step does.
 import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -88,23 +87,22 @@ def clock_stopped(run: Run):
 def read_sums(run: Run) -> torch.Tensor:
     """(processes, 3): `SUMS` of each, since the last scalars. The only sync of training.
 
-    Raises `UserError` if a loss or a gradient was not finite, so that nothing after it is kept. A
-    scaler (fp16) skips such an update and goes on.
+    Raises `UserError` if a loss, a gradient or a weight is not finite; called before anything is
+    kept, so that nothing after it is. A gradient that overflows in fp16 is no error: the scaler
+    skips its update.
     """
-    accelerator = run.accelerator
+    accelerator, progress = run.accelerator, run.progress
     sums = accelerator.gather(run.sums[None]).cpu().double()
-    if not sums.isfinite().all() or (sums[:, 2].any() and not accelerator.scaler):
-        raise diverged(run)
+    overflow = sums[:, 2].any() and not accelerator.scaler
+    weights = torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()])
+    if overflow or not sums.isfinite().all() or not weights.all():
+        raise UserError(
+            f"a loss, gradient or weight was NaN or infinite between steps "
+            f"{progress.window_start + 1} and {progress.step} of {run.total_steps}; last/ and "
+            f"best/ in {output(run)} are of steps before; start anew, with --overwrite or in "
+            "another --output_dir, and lower --learning_rate"
+        )
     return sums
-
-
-def diverged(run: Run) -> UserError:
-    return UserError(
-        f"a loss, gradient or weight was NaN or infinite between steps "
-        f"{run.progress.window_start + 1} and {run.progress.step} of {run.total_steps}; last/ and "
-        f"best/ in {output(run)} are of steps before; start anew, with --overwrite or in another "
-        "--output_dir, and lower --learning_rate"
-    )
 
 
 # ---------------------------------------------------------------- writing
@@ -113,19 +111,17 @@ def diverged(run: Run) -> UserError:
 def save_last(run: Run) -> None:
     """`last/`: all that `resume` reads."""
     run.progress.sums = read_sums(run).tolist()
-    if not all(parameter.isfinite().all() for parameter in run.model.parameters()):
-        raise diverged(run)  # an update may overflow whose loss and gradient were finite
     begun = time.perf_counter()
     with clock_stopped(run):
-        if run.writer:
-            run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
-        last, size = output(run) / "last", 3 * weight_bytes(run)
-        on_main(lambda: checkpoint.write(last, lambda folder: fill_last(run, folder), size))
+        size = 3 * weight_bytes(run)
+        on_main(lambda: checkpoint.write(output(run) / "last", lambda to: fill_last(run, to), size))
     run.saved_at = time.perf_counter()
     run.save_seconds = run.saved_at - begun
 
 
 def fill_last(run: Run, folder: Path) -> None:
+    if run.writer:
+        run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
     save_weights(run.accelerator.unwrap_model(run.model), str(folder / "model.safetensors"))
     moments = {
         f"{index}.{name}": tensor.contiguous()
@@ -176,18 +172,12 @@ def weight_bytes(run: Run) -> int:
 def need_room(run: Run) -> None:
     """Raises `UserError` unless two copies each of `last/` and `best/` fit on the disk."""
     there = sum(
-        path.stat().st_size
+        path.lstat().st_size
         for name in ("last", "best")
         for copy in (output(run) / name, checkpoint.spare(output(run) / name))
         for path in copy.glob("*")
     )
     checkpoint.need_room(output(run), 2 * (3 + 1) * weight_bytes(run) - there)
-
-
-def remove(run: Run, *names: str) -> None:
-    """From --output_dir, by the main process."""
-    for name in names if run.accelerator.is_main_process else ():
-        shutil.rmtree(output(run) / name, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- going on
@@ -260,8 +250,9 @@ FLAGS = Config.__dataclass_fields__
 
 def start_anew(run: Run) -> None:
     """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
-    remove(run, "best", ".best.spare", "last", ".last.spare")
     if run.accelerator.is_main_process:
+        for name in ("best", "last"):
+            checkpoint.remove(output(run) / name)
         for events in (output(run) / "runs").glob("events.out.tfevents.*"):
             events.unlink()  # and nothing else that may lie there
     # From here on a run that is killed is resumed like any other, even before its first save.
@@ -276,7 +267,8 @@ def resume(run: Run, state: dict) -> None:
     moments = {}
     for name, tensor in load_file(last / "optimizer.safetensors").items():
         index, name = name.split(".")
-        moments.setdefault(int(index), {})[name] = tensor
+        # A copy: the tensors of load_file lie in the file itself, which would keep its room.
+        moments.setdefault(int(index), {})[name] = tensor.clone()
     groups = run.optimizer.state_dict()["param_groups"]
     run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     if accelerator.scaler:

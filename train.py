@@ -26,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
-from config import Config, UserError, parse, run_command
+from config import GO_ON, Config, UserError, parse, run_command
 from data import (
     BatchPlan,
     Collator,
@@ -51,7 +51,6 @@ from state import (
     need_room,
     output,
     read_sums,
-    remove,
     resume,
     save_last,
     settings_of,
@@ -115,6 +114,8 @@ def at_marks(run: Run) -> None:
     step, finished = progress.step, progress.step == run.total_steps
     validates = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
     progress.marks_due = True
+    if validates:
+        read_sums(run)  # raises, if a step was not finite, before its weights become best/
     if step % config.eval_steps == 0:
         quick_look(run)
     if validates:
@@ -361,13 +362,15 @@ def run_to_end(config: Config, accelerator: Accelerator) -> int:
     if progress.step == run.total_steps and not progress.marks_due:
         say(run, f"{output(run)} holds a finished run; --overwrite starts anew")
     elif number := go_on(run):
-        say(run, f"stopped at step {progress.step}; the same command again goes on from there")
+        say(run, f"stopped at step {progress.step}; to go on from there, {GO_ON}")
         return 128 + number
     if not progress.best_step:
         raise UserError(
             "no validation loss was finite, so there is no best/; lower --learning_rate"
         )
-    remove(run, ".best.spare", ".last.spare")
+    if accelerator.is_main_process:
+        for name in ("best", "last"):
+            checkpoint.remove_copies(output(run) / name)
     say(
         run,
         f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "

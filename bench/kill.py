@@ -177,17 +177,16 @@ def draw(rng: random.Random, seconds: float) -> dict:
     return {"place": place, "n": rng.randint(1, most), "delay": delay}
 
 
-def chain(folder: Path, job: dict, seed: str, seconds: float, most: int) -> tuple[list, dict]:
-    """(kind, place) of each kill, and the end."""
+def chain(folder: Path, job: dict, specs: list[dict]) -> tuple[list, dict]:
+    """(kind, place) of each kill, and the end. Fewer kills than `specs` if the run ends before."""
     import checkpoint
 
-    rng = random.Random(seed)
     runs, kills = Job(folder, job), []
-    for _ in range(rng.randint(1, most)):
-        spec = draw(rng, seconds)
+    for spec in specs:
         process = runs.start(**spec)
         if "moment" in spec:
-            while spec["from"] == "step" and runs.place() == "start-up" and process.poll() is None:
+            before = ("start-up", "verifying") if spec["from"] == "step" else ()
+            while runs.place() in before and process.poll() is None:
                 time.sleep(0.01)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(spec["moment"])
@@ -203,8 +202,7 @@ def chain(folder: Path, job: dict, seed: str, seconds: float, most: int) -> tupl
     return kills, runs.end()
 
 
-def run_chains(folder: Path, job: dict, kills: int, seed: int, workers: int, most: int = 10):
-    """(the result, the number of chains that ended in other bits)."""
+def run_chains(folder: Path, job: dict, kills: int, seed: int, workers: int) -> dict:
     begun = time.perf_counter()
     whole = Job(folder / "whole", job)
     whole.run()
@@ -215,9 +213,11 @@ def run_chains(folder: Path, job: dict, kills: int, seed: int, workers: int, mos
         while len(done) < kills:
             numbers = range(chains, chains + workers)
             chains += workers
+            draws = [random.Random(f"{seed} {number}") for number in numbers]
+            specs = [[draw(rng, seconds) for _ in range(rng.randint(1, 10))] for rng in draws]
             running = [
-                pool.submit(chain, folder / f"chain{n}", job, f"{seed} {n}", seconds, most)
-                for n in numbers
+                pool.submit(chain, folder / f"chain{number}", job, part)
+                for number, part in zip(numbers, specs, strict=True)
             ]
             for number, future in zip(numbers, running, strict=True):
                 chain_kills, end = future.result()

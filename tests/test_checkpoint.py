@@ -4,6 +4,7 @@ import errno
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -66,8 +67,8 @@ def test_the_contents_of_before_stay_beside_the_new_ones(tmp_path):
 
 
 def test_a_users_files_in_a_replaced_folder_come_along(tmp_path):
-    """A report, a note, a folder of them; what was written is replaced. Red: no copytree in write;
-    `already_in` without the manifest's names."""
+    """A report, a note, a folder of them; what was written is replaced. Red: no keep_users_files
+    in write; the same without `listed`."""
     folder = tmp_path / "best"
     checkpoint.write(folder, fill_with("one"))
     (folder / "report_test.json").write_text("mine")
@@ -88,16 +89,21 @@ def test_a_users_files_in_a_replaced_folder_come_along(tmp_path):
     assert not (folder / "sub" / "b.txt").exists()
 
 
-def test_a_model_card_may_be_edited(tmp_path):
-    """Red: UNLISTED empty."""
+def test_a_model_card_may_be_edited_and_is_not_lost(tmp_path):
+    """Red: verify with CARD; keep_users_files without `edited`."""
 
     def fill(new):
         (new / "README.md").write_text("card")
         (new / "weights").write_text("w")
 
     checkpoint.write(tmp_path / "best", fill)
-    (tmp_path / "best" / "README.md").write_text("my card")
-    checkpoint.verify(tmp_path / "best")
+    card = tmp_path / "best" / "README.md"
+    for text in ("my card", "card", "card"):
+        card.write_text(text)
+        checkpoint.verify(tmp_path / "best")
+        checkpoint.write(tmp_path / "best", fill)
+        assert card.read_text() == "card"
+        assert card.with_name("README.md.before").read_text() == "my card"
 
 
 @pytest.mark.parametrize("swap", ["the system's call", "two renames"])
@@ -173,6 +179,43 @@ def test_a_death_between_two_renames_loses_nothing(tmp_path):
     checkpoint.write(folder, fill_with("new"))
     folder.rename(checkpoint.spare(folder))
     assert content(checkpoint.newest(folder)) == "new"
+
+
+@pytest.mark.parametrize("died_after", [1, 2, 3])
+@pytest.mark.parametrize("wanted", ["one", "two", None])
+def test_a_death_between_the_renames_loses_neither_copy(tmp_path, monkeypatch, died_after, wanted):
+    """Where the disk cannot exchange. Red: `newest` without `aside`; without its first rename."""
+    monkeypatch.setattr(checkpoint.ctypes, "CDLL", lambda *_, **__: None)
+    folder = tmp_path / "best"
+    checkpoint.write(folder, fill_with("one"))
+    rename, calls = Path.rename, []
+
+    def dying(self, target):
+        rename(self, target)
+        calls.append(target)
+        if len(calls) == died_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.write(folder, fill_with("two"))
+    found = checkpoint.newest(folder, lambda path: wanted in (None, content(path)))
+    assert content(found) == wanted if wanted else content(found) in ("one", "two")
+    checkpoint.verify(folder)
+    checkpoint.write(folder, fill_with("three"))
+    assert content(folder) == "three"
+
+
+def test_a_folder_that_is_a_link_is_written_where_it_points(tmp_path):
+    """Red: `folder.resolve()` left out of write."""
+    (tmp_path / "disk" / "x").mkdir(parents=True)
+    (tmp_path / "last").symlink_to(tmp_path / "disk" / "x")
+    for text in ("one", "two", "three"):
+        checkpoint.write(tmp_path / "last", fill_with(text))
+    assert content(tmp_path / "disk" / "x") == "three"
+    assert content(checkpoint.newest(tmp_path / "last")) == "three"
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [".x.spare", "x"]
 
 
 def test_nothing_written_is_no_error_and_files_beside_the_listed_do_not_matter(tmp_path):

@@ -45,6 +45,22 @@ def test_set(tiny, corpus):
     return tokenizer, tokenize(read_labelled(table, "text", "label"), tokenizer, 32)
 
 
+@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
+    corpus, tiny, tmp_path, monkeypatch, truncation
+):
+    """Red: tokenize without its second forget_calls."""
+    monkeypatch.setattr("data.caching.HF_DATASETS_CACHE", tmp_path)
+    table = read_labelled(read_table(str(corpus / "test.csv"), "train"), "text", "label")
+    saved = []
+    for _ in ("cold", "warm"):
+        tokenizer = load_tokenizer(str(tiny), max_length=16)
+        ids = tokenize(table, tokenizer, 16, truncation)
+        saved.append((tokenizer.backend_tokenizer.to_str(), ids["input_ids"][:]))
+    assert len(list((tmp_path / "token_ids").iterdir())) == 1
+    assert saved[0] == saved[1]
+
+
 class Rows:
     """What eval_loader needs of a data set, without one."""
 

@@ -136,3 +136,37 @@ def wait_for_save(folder, after: int) -> None:
     while saved_step(folder) <= after:
         assert time.monotonic() - begun < 120
         time.sleep(0.02)
+
+
+def test_what_fails_on_the_main_process_fails_on_all(tmp_path):
+    """No process is left waiting. Red: on_main without its broadcast, or for UserError alone."""
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from accelerate import Accelerator\n"
+        "from config import UserError\n"
+        "from processes import on_main\n"
+        "accelerator = Accelerator(cpu=True)\n"
+        "rank = accelerator.process_index\n"
+        "def fail(kind):\n"
+        "    raise kind('the disk')\n"
+        "for kind in (UserError, ValueError):\n"
+        "    try:\n"
+        "        on_main(lambda: fail(kind))\n"
+        "    except Exception as error:\n"
+        "        sys.stdout.write(f'{rank} {type(error).__name__} {error}\\n')\n"
+        "sys.stdout.write(f'{rank} {on_main(lambda: 7)}\\n')\n"
+        "sys.stdout.flush()\n"
+        "accelerator.end_training()\n"
+    )
+    with start(2, script) as running:
+        said, _ = running.communicate(timeout=60)
+    assert sorted(said.splitlines()) == [
+        "0 7",
+        "0 UserError the disk",
+        "0 ValueError the disk",
+        "1 7",
+        "1 RuntimeError the main process failed: ValueError('the disk')",
+        "1 UserError the disk",
+    ]
