@@ -170,9 +170,9 @@ def draw(rng: random.Random, seconds: float) -> dict:
     from the first step on or, a few, from the launch."""
     if rng.random() < 1 / 3:
         launch = rng.random() < 0.1
-        return {"moment": rng.uniform(0, 0.5) * seconds, "from": "launch" if launch else "step"}
-    place = rng.choices(("saving last/", "saving best/", "any"), (40, 35, 25))[0]
-    most = {"saving last/": 40, "saving best/": 40, "any": 200}[place]
+        return {"moment": rng.uniform(0, 0.3) * seconds, "from": "launch" if launch else "step"}
+    place = rng.choices(("saving last/", "saving best/", "any"), (45, 25, 30))[0]
+    most = {"saving last/": 50, "saving best/": 35, "any": 150}[place]
     delay = rng.choice((0, 0, rng.uniform(0, 0.02)))
     return {"place": place, "n": rng.randint(1, most), "delay": delay}
 
@@ -192,7 +192,7 @@ def chain(folder: Path, job: dict, specs: list[dict]) -> tuple[list, dict]:
                 process.wait(spec["moment"])
             process.kill()
         if process.wait() == 0:
-            break  # it came to its end before
+            return kills, runs.end()  # it came to its end before
         if process.returncode != -signal.SIGKILL:
             raise SystemExit((folder / "output").read_text()[-3000:])
         kills.append(("moment" if "moment" in spec else "file operation", runs.place()))
@@ -242,6 +242,18 @@ def run_chains(folder: Path, job: dict, kills: int, seed: int, workers: int) -> 
     }
 
 
+def table(result: dict) -> str:
+    """The kills by place, as the README shows them."""
+    kinds = result["kills_by_kind_and_place"]
+    lines = ["| Killed in | at a file operation | at a moment |", "|---|---|---|"]
+    lines += [
+        f"| {place} | {' | '.join(str(kinds[kind][place]) for kind in kinds)} |" for place in PLACES
+    ]
+    totals = [sum(places.values()) for places in kinds.values()]
+    lines += [f"| all {result['kills']} | {' | '.join(map(str, totals))} |"]
+    return "\n".join(lines)
+
+
 def main() -> None:
     if sys.argv[1] == "--child":
         return child(json.loads(sys.argv[2]), sys.argv[3:])
@@ -261,7 +273,7 @@ def main() -> None:
     result["versions"] = {name: version(name) for name in names}
     result["hardware"] = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    print(table(result))
     sys.exit(bool(result["chains_that_differ"]))
 
 

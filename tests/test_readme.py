@@ -16,6 +16,7 @@ from datasets import load_dataset
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from bench import kill
 from config import Config, EvalConfig, parse
 
 README = (ROOT / "README.md").read_text()
@@ -70,6 +71,15 @@ def test_the_page_of_flags_is_that_of_config():
     from make_flags import flags_page
 
     assert (ROOT / "docs" / "flags.md").read_text() == flags_page()
+
+
+def test_the_table_of_kills_is_that_of_the_newest_result():
+    """And no chain of it ended in other bits. Red: a figure changed in the README."""
+    path = max((ROOT / "bench" / "results").glob("*-kill.json"))
+    result = json.loads(path.read_text())
+    assert kill.table(result) in README
+    assert f"{result['kills']} SIGKILLs in {result['chains']} chains" in README
+    assert result["chains_that_differ"] == []
 
 
 def test_the_page_of_mistakes_is_that_of_the_tests():
