@@ -40,9 +40,9 @@ def aside(folder: Path) -> Path:
 def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
     """Replace `folder` by one that `fill(temporary folder)` fills, even through a power cut.
 
-    Files first and on disk, the manifest last, then one rename. Whoever reads `folder` finds the
-    old contents whole or the new ones whole, and the old ones stay as `spare` until the next write.
-    Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not free, or
+    Files first and on disk, the manifest last, then one `exchange`. Whoever reads `folder` finds
+    the old contents whole or the new ones whole, and the old ones stay as `spare` until the next
+    write. Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not free, or
     if writing fails: then `folder` is what it was.
     """
     folder, new = folder.resolve(), spare(folder)
@@ -146,7 +146,8 @@ def verify(folder: Path) -> None:
 
 
 def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
-    """`folder`, once it holds a whole copy that is `wanted`: its own contents, else `spare`'s.
+    """`folder`, once it holds a whole copy that is `wanted`: its own contents, else `spare`'s,
+    which then change places.
 
     None where nothing was ever written. Raises `UserError` if something was, but no such copy is
     left. Only one process may call this.
@@ -163,15 +164,18 @@ def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> 
             damage.append(str(error))
             continue
         if found and path != folder:
-            for line in damage if folder.exists() else ():
-                print(f"warning: {line}; using the copy of before", file=sys.stderr)
+            if folder.exists() and damage:
+                print(f"warning: {damage[0]}; using the save before it", file=sys.stderr)
             exchange(path, folder) if folder.exists() else path.rename(folder)
         if found:
             return folder
     if not folder.exists():
         return None
     why = damage[0] if damage else f"{folder}: is not the one that was asked for"
-    raise UserError(f"{why}; no whole copy is left; restore it, or start anew with --overwrite")
+    raise UserError(
+        f"{why}; no whole copy is left; restore it, or start anew with --overwrite "
+        "(move best/ away before, if it is still of use)"
+    )
 
 
 @contextlib.contextmanager

@@ -55,6 +55,7 @@ class Stop:
     def __init__(self, processes: int):
         self.signal = 0
         self.asked_at = 0.0
+        # What `accelerate launch` and torchrun set, and nobody else has a reason to.
         launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & set(os.environ)
         self.launcher = PARENT if launched else None  # a shell may go and leave us running
         # A group of its own on the CPU: to ask NCCL would make each step wait for the GPU. A

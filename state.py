@@ -65,6 +65,7 @@ class Run:
     writer: SummaryWriter | None = None  # on the main process only
     bar: tqdm | None = None
     shown: dict[str, str] = dataclasses.field(default_factory=dict)  # beside the bar
+    first_step: int = 0  # of this life of the run: where it started or was resumed
     started: float = 0.0  # clock at the start of the window, evaluations and saves taken out
     saved_at: float = 0.0  # clock when last/ was written, and the seconds that took
     save_seconds: float = 0.0
@@ -85,7 +86,7 @@ def clock_stopped(run: Run):
 
 
 def read_sums(run: Run) -> torch.Tensor:
-    """(processes, 3): `SUMS` of each, since the last scalars. The only sync of training.
+    """(processes, 3): `SUMS` of each, since the last scalars. Waits for the device.
 
     Raises `UserError` if a loss, a gradient or a weight is not finite; called before anything is
     kept, so that nothing after it is. A gradient that overflows in fp16 is no error: the scaler
@@ -221,7 +222,9 @@ def find_last(config: Config, settings: dict) -> dict | None:
     state = json.loads((last / "progress.json").read_text())
     refuse_changes(last, state["settings"], settings)
 
-    def of_best_step(best: Path) -> bool:  # one of a later step, which a kill undid, is in its way
+    def of_best_step(best: Path) -> bool:
+        # Killed after best/ of step 400 was written and before last/, we are back at step 200: the
+        # best so far is that of step 200, which is best/'s spare, and 400 is to come again.
         step = json.loads((best / "validation.json").read_text())["step"]
         return step == state["progress"]["best_step"]
 
@@ -278,6 +281,6 @@ def resume(run: Run, state: dict) -> None:
     processes = accelerator.num_processes
     if len(sums) == processes:
         sums = sums[accelerator.process_index]
-    else:  # shared out anew: the loss is a sum over processes, the others are the same on each
+    else:  # another number of them: the loss is a sum over all, the others are alike on each
         sums = sums.mean(0) * torch.tensor([len(sums) / processes, 1, 1])
     run.sums.copy_(sums)

@@ -109,7 +109,11 @@ def train(run: Run) -> None:
 
 
 def at_marks(run: Run) -> None:
-    """What is due after some steps: looks at the validation split, `best/`, scalars, `last/`."""
+    """What is due after some steps: looks at the validation split, `best/`, scalars, `last/`.
+
+    Evaluations may end in `Stopped`, and come before all that changes the sums: with `marks_due` in
+    `last/` a resume does the whole of it once more, and its scalars replace those written before.
+    """
     config, progress = run.config, run.progress
     step, finished = progress.step, progress.step == run.total_steps
     validates = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
@@ -122,7 +126,7 @@ def at_marks(run: Run) -> None:
         validate_and_keep_best(run)
     if step % config.logging_steps == 0 or finished:
         log_window(run)
-    progress.marks_due = False  # no evaluation follows, and so no stop
+    progress.marks_due = False
     if validates or (step % config.save_steps == 0 and can_afford_a_save(run)):
         save_last(run)
 
@@ -162,28 +166,31 @@ def log_window(run: Run) -> None:
     # Each process has its part of the loss, and all have the norm of the whole gradient.
     loss_sum, (_, grad_norm_sum, skipped) = sums[:, 0].sum().item(), sums[0].tolist()
     parts = run.accelerator.num_processes * run.config.gradient_accumulation_steps
-    examples = sum(len(plan[step]) for step in window)
-    tokens = sum(int(plan.lengths[plan[step]].sum()) for step in window)
+    tokens = {step: int(plan.lengths[plan[step]].sum()) for step in window}
     padded = sum(plan.padded_tokens(step, parts) for step in window)
+    timed = [step for step in window if step >= run.first_step]  # not those before a resume
     seconds = time.perf_counter() - run.started
+    examples_per_second = sum(len(plan[step]) for step in timed) / seconds
     scalars = {
         "train/loss": loss_sum / len(window),
         "train/grad_norm": grad_norm_sum / max(1, len(window) - skipped),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
-        "train/padding_fraction": 1 - tokens / padded,
-        "train/examples_per_second": examples / seconds,
-        "train/tokens_per_second": tokens / seconds,
+        "train/padding_fraction": 1 - sum(tokens.values()) / padded,
+        "train/examples_per_second": examples_per_second,
+        "train/tokens_per_second": sum(tokens[step] for step in timed) / seconds,
         "train/epoch": progress.step / plan.steps_per_epoch,
     }
     if run.accelerator.scaler:
         scalars["train/skipped_updates"] = skipped
     write_scalars(run, scalars)
-    left = tqdm.format_interval((run.total_steps - progress.step) * seconds / len(window))
-    run.shown |= {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples / seconds:.1f}"}
+    seconds_a_step = seconds / max(1, len(timed))
+    left = tqdm.format_interval((run.total_steps - progress.step) * seconds_a_step)
+    run.shown |= {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples_per_second:.1f}"}
     run.bar.set_postfix(run.shown, refresh=False)
     if run.bar.disable:  # no terminal: a line instead
         figures = ", ".join(f"{name} {value}" for name, value in run.shown.items())
         say(run, f"step {progress.step}/{run.total_steps}: {figures}, {left} left")
+        run.shown.clear()  # an accuracy is said at its own step alone
     run.sums.zero_()
     progress.window_start = progress.step
     run.started = time.perf_counter()
@@ -192,7 +199,7 @@ def log_window(run: Run) -> None:
 def quick_look(run: Run) -> None:
     """Scores on a fixed, stratified part of the validation split: for the curve, not `best/`."""
     scores = evaluate(run, run.quick, "validation_sample")
-    run.shown["validation accuracy"] = f"{scores.accuracy:.3f}"
+    run.shown["sample accuracy"] = f"{scores.accuracy:.3f}"
 
 
 def validate_and_keep_best(run: Run) -> None:
@@ -230,7 +237,8 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
 def can_afford_a_save(run: Run) -> bool:
     """Whether a save that takes as long as the one before keeps within --max_save_share.
 
-    On a GPU 200 steps may take four seconds and a save one: then they come less often.
+    On a GPU 200 steps may take four seconds and a save one: then they come less often. The main
+    process decides for all; the first save after a start is always affordable.
     """
     since = time.perf_counter() - run.saved_at
     within = run.save_seconds <= run.config.max_save_share * (since + run.save_seconds)
@@ -386,12 +394,13 @@ def go_on(run: Run) -> int:
     say(run, describe(run))
     if run.accelerator.is_main_process:
         # Scalars of steps that are run again are dropped, and of marks that are done again.
-        purge = progress.step + (not progress.marks_due)
+        purge = progress.step if progress.marks_due else progress.step + 1
         run.writer = SummaryWriter(str(output(run) / "runs"), purge_step=purge)
     hidden = run.writer is None or not sys.stderr.isatty()
+    run.first_step = progress.step
     run.bar = tqdm(total=run.total_steps, initial=progress.step, disable=hidden, dynamic_ncols=True)
     run.started = time.perf_counter()
-    with contextlib.closing(run.writer or run.bar), run.bar, run.stop:
+    with run.writer or contextlib.nullcontext(), run.bar, run.stop:
         try:
             train(run)
         except Stopped as stopped:

@@ -3,7 +3,7 @@
     python bench/saving.py --json FILE FLAGS OF train.py
 
 Counts from the first step to the end of the last, evaluations left out, so that the share is the
-largest it can be. `per_save_steps` is one write of last/ against --save_steps steps.
+largest it can be. The share by default is one write of last/ against 200 steps and itself.
 """
 
 import json
@@ -52,7 +52,7 @@ def main() -> None:
         "seconds_a_step": round(seconds_a_step, 4),
         "steps": steps["step"],
         "save_steps": config.save_steps,
-        "per_save_steps": write / (write + config.save_steps * seconds_a_step),
+        "share_by_default": write / (write + Config().save_steps * seconds_a_step),
         "share_of_this_run": (sum(saves) + sum(spent["best"])) / stepping,
         "flags": flags,
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores",

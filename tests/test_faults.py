@@ -645,3 +645,24 @@ def test_full_determinism_changes_no_bit_on_cpu(run, whole, monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
     assert_same_bits(whole, folder)
+
+
+def test_speeds_after_a_resume_count_what_was_done_after_it(
+    stopped_run, run, tmp_path, monkeypatch
+):
+    """Logged at 10 and 27, resumed at 14: 13 steps, a second each. Red: `timed = window`."""
+    folder = tmp_path / "run"
+    shutil.copytree(stopped_run, folder)
+    shutil.rmtree(folder / "last")
+    clock = [0.0]
+
+    def step(*arguments):
+        clock[0] += 0.5  # for each of two groups of parameters
+        return rate(*arguments)
+
+    rate = train.learning_rate
+    monkeypatch.setattr(train, "learning_rate", step)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    run(logging_steps=27)
+    speeds = dict(scalars(folder)["train/examples_per_second"])
+    assert 7 <= speeds[27] <= 8  # reviews a batch

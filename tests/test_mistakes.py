@@ -130,7 +130,11 @@ SHARE = "give a number of at least 0 and below 1"
 INSIDE = "give a number above 0 and below 1"
 STEPS = "give a share of at least 0 and below 1, or a whole number"
 NONE_OF = "split gets none of class"
-BROKEN = "run/last: ...; no whole copy is left; restore it, or start anew with --overwrite"
+NO_COPY = (
+    "no whole copy is left; restore it, or start anew with --overwrite "
+    "(move best/ away before, if it is still of use)"
+)
+BROKEN = f"run/last: ...; {NO_COPY}"
 ANOTHER = "give the old value, another --output_dir, or --overwrite to delete that run"
 
 FLAGS = [
@@ -651,8 +655,7 @@ OUTPUT = [
     one(
         "last with a damaged best",
         [],
-        "<tmp>/run/best: model.safetensors is not what was written; no whole copy is left; "
-        "restore it, or start anew with --overwrite",
+        f"<tmp>/run/best: model.safetensors is not what was written; {NO_COPY}",
         {"run/best/model.safetensors": altered},
     ),
 ]
