@@ -42,8 +42,8 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
 
     Files first and on disk, the manifest last, then one `exchange`. Whoever reads `folder` finds
     the old contents whole or the new ones whole, and the old ones stay as `spare` until the next
-    write. Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not free, or
-    if writing fails: then `folder` is what it was.
+    write. Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not
+    free, or if writing fails: then `folder` is what it was.
     """
     folder, new = folder.resolve(), spare(folder)
     try:

@@ -356,6 +356,29 @@ def test_no_save_comes_between_a_weight_that_is_nan_and_its_discovery(run, tmp_p
     assert_kept(tmp_path / "run", step=17)
 
 
+def test_a_weight_that_is_nan_is_never_best(run, tmp_path, monkeypatch):
+    """In a row that no validation text uses, so that its loss is finite. Red: at_marks without its
+    first read_sums."""
+
+    def poison():
+        row.data[4] = float("nan")  # [MASK], which no text holds
+
+    row = None
+    prepare = train.prepare
+
+    def prepared(*arguments):
+        nonlocal row
+        current = prepare(*arguments)
+        row = current.model.get_input_embeddings().weight
+        return current
+
+    monkeypatch.setattr(train, "prepare", prepared)
+    with at_step(monkeypatch, 14, poison), pytest.raises(UserError, match="steps 11 and 14 of 28"):
+        run()
+    assert not (tmp_path / "run" / "best").exists()
+    assert stands(tmp_path / "run")["step"] == 10
+
+
 # ---------------------------------------------------------------- the disk
 
 
