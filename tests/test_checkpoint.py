@@ -270,7 +270,7 @@ def test_a_folder_that_a_mistake_left_empty_goes_again_and_a_used_one_stays(tmp_
 
 
 def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
-    """Red: no ENOTSUP in holds."""
+    """Red: neither ENOTSUP nor EOPNOTSUPP (one number on Linux) in holds."""
 
     def flock(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")

@@ -71,6 +71,14 @@ def run(tiny, corpus, tmp_path):
     return start
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_as_on_a_terminal():
+    """A job that a script put into the background has SIGINT ignored, and so have its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @contextlib.contextmanager
 def at_step(monkeypatch, step, event):
     """`event()` in the middle of that step, once."""
@@ -200,6 +208,7 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
     code = (
         "import signal, time\n"
         "from processes import Stop\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with Stop(1):\n"
         "    signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)\n"
         "    print('alive', flush=True); time.sleep(0.6)\n"
@@ -208,6 +217,14 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT
     assert done.stdout == "alive\n"
+
+
+def test_a_signal_that_was_ignored_stays_so():
+    """As Ctrl-C in a script's background job. Red: no look at SIG_IGN."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Stop(1) as stop:
+        signal.raise_signal(signal.SIGINT)
+        stop.check()
 
 
 def test_the_handlers_of_before_are_back_afterwards(run):
@@ -294,7 +311,7 @@ def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, m
 
 
 def test_an_exception_in_a_step_leaves_the_last_state(run, whole, monkeypatch):
-    """Red: `fill(folder)` in place."""
+    """Red: `except Exception` for `except Stopped` in go_on."""
 
     def fail():
         raise RuntimeError("CUDA out of memory")
