@@ -7,6 +7,7 @@ it was seen to fail ("Red: ...").
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -122,6 +123,11 @@ def train_command(tiny, corpus, tmp_path):
         return Path(output)
 
     return command
+
+
+def next_second() -> None:
+    """TensorBoard reads event files in the order of the second in their names."""
+    time.sleep(1 - time.time() % 1)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, scalars, weights_of
+from conftest import ROOT, next_second, scalars, weights_of
 from test_checkpoint import holder
 from test_loop import assert_same_bits
 
@@ -65,7 +65,7 @@ def run(tiny, corpus, tmp_path):
 
     def start(**flags):
         outcome = command(tiny, corpus, tmp_path / "run", **flags)
-        time.sleep(1)  # TensorBoard reads event files in the order of the second in their names
+        next_second()
         return outcome
 
     return start
@@ -299,7 +299,7 @@ def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, m
         patch.setattr(train, "save_last", dying)
         with pytest.raises(KeyboardInterrupt):
             run(validate_steps=7)
-    time.sleep(1)
+    next_second()
     accuracies[14] = 0.5  # as on hardware that does not repeat its bits
     folder, status = run(validate_steps=7)
     assert status == 0
@@ -318,7 +318,7 @@ def test_an_exception_in_a_step_leaves_the_last_state(run, whole, monkeypatch):
 
     with at_step(monkeypatch, 13, fail), pytest.raises(RuntimeError, match="out of memory"):
         run()
-    time.sleep(1)
+    next_second()
     folder, status = run()
     assert status == 0
     assert_same_bits(whole, folder)
@@ -427,7 +427,7 @@ def test_a_write_that_fails_keeps_the_save_before_and_the_run_goes_on_later(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert stands(tmp_path / "run")["step"] == 14
-    time.sleep(1)
+    next_second()
     run()
     assert_same_bits(whole, tmp_path / "run")
 
@@ -480,7 +480,7 @@ def stopped_run(tiny, corpus, tmp_path_factory) -> Path:
         patch.setattr(train, "learning_rate", dying)
         with pytest.raises(KeyboardInterrupt):
             command(tiny, corpus, folder)
-    time.sleep(1)
+    next_second()
     return folder
 
 

@@ -3,12 +3,11 @@
 import contextlib
 import json
 import math
-import time
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import scalars, weights_of
+from conftest import next_second, scalars, weights_of
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, get_scheduler
 
@@ -54,7 +53,7 @@ def dying_at(monkeypatch, step):
         patch.setattr(train, "learning_rate", dying)
         with pytest.raises(KeyboardInterrupt):
             yield
-    time.sleep(1)  # TensorBoard reads event files in the order of the second in their names
+    next_second()
 
 
 # ---------------------------------------------------------------- the mathematics
