@@ -55,8 +55,9 @@ def command(tiny, corpus, output, **flags) -> tuple[Path, int]:
         "dataset": corpus,
         "output_dir": output,
     }
-    status = train.main([f"--{name}={value}" for name, value in {**defaults, **flags}.items()])
-    return output, status
+    flags = {**defaults, **flags}
+    status = train.main([f"--{name}={value}" for name, value in flags.items()])
+    return flags["output_dir"], status
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
 ):
     """A quick look, the whole validation, the last one: done again, and no scalar stands twice.
 
-    Red: no `before_batch` in predict; `marks_due` left False; purge_step of step + 1.
+    Red: no `before_batch` in predict; `marks_due` left False.
     """
     with in_evaluation(monkeypatch, number, lambda: signal.raise_signal(signal.SIGTERM)):
         folder, status = run()
@@ -181,6 +182,20 @@ def test_a_signal_between_micro_batches_leaves_the_step_for_later(run, tmp_path,
         for name, tensor in weights_of(folder).items()
     )
     assert stands(expected) == stands(folder)
+    assert scalars(expected)["train/loss"] == scalars(folder)["train/loss"]
+
+
+def test_marks_that_are_done_again_replace_the_scalars_of_the_first_time(
+    run, tmp_path, monkeypatch
+):
+    """Stopped in the validation of step 14, after its quick look. Red: purge_step of step + 1."""
+    expected, _ = run(output_dir=tmp_path / "whole", eval_steps=7)
+    with in_evaluation(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM)):
+        folder, status = run(eval_steps=7)
+    assert status == 143
+    assert stands(folder)["marks_due"]
+    run(eval_steps=7)
+    assert_same_bits(expected, folder)
 
 
 def test_the_death_of_the_launcher_counts_as_sigterm(monkeypatch):
@@ -332,7 +347,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_before(
     entropy = train.F.cross_entropy
 
     def broken(*arguments, **keywords):
-        return entropy(*arguments, **keywords) * (value if poisoned else 1)
+        return entropy(*arguments, **keywords) + (value if poisoned else 0)  # gradient as it was
 
     poisoned = []
     monkeypatch.setattr(train.F, "cross_entropy", broken)
