@@ -149,7 +149,7 @@ class Config:
     save_steps: int = flag(200, "steps between writes of last/", AT_LEAST_1, False)
     max_save_share: float = flag(
         0.02,
-        "share of the time that they may take: if more, they come less often; 1: never less",
+        "share of the time for writes of last/: where they take more, they come less often",
         ABOVE_0_TO_1,
         False,
     )
@@ -167,7 +167,7 @@ class Config:
         None, "CPU threads a process; default: cores / processes", AT_LEAST_1, False
     )
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
-    full_determinism: bool = flag(False, "equal bits on a GPU too, which is slower; CPU has them")
+    full_determinism: bool = flag(False, "ask a GPU for kernels that repeat their bits; slower")
 
 
 @dataclasses.dataclass(frozen=True)
