@@ -64,10 +64,7 @@ def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
         for path in [*new.rglob("*"), new]:
             if not path.is_symlink():
                 sync(path)
-        if folder.exists():
-            exchange(new, folder)
-        else:
-            new.rename(folder)
+        exchange(new, folder)
         sync(folder.parent)
     except Exception as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -166,7 +163,7 @@ def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> 
         if found and path != folder:
             if folder.exists() and damage:
                 print(f"warning: {damage[0]}; using the save before it", file=sys.stderr)
-            exchange(path, folder) if folder.exists() else path.rename(folder)
+            exchange(path, folder)
         if found:
             return folder
     if not folder.exists():
@@ -242,11 +239,14 @@ def sync(path: Path) -> None:
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Swap two folders in one step, so that `old` is loadable at every instant.
+    """Swap two folders in one step, so that `old` is loadable at every instant; `old` may be new.
 
     Linux and macOS have a call for it, Python does not. Some disks (NFS) do not take it: there it
     is three renames, and `newest` finds its way if the process dies between them.
     """
+    if not old.exists():
+        new.rename(old)
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     at_fdcwd = -2 if sys.platform == "darwin" else -100
     for name in ("renameat2", "renameatx_np"):  # both: (fd, path, fd, path, 2 = exchange)

@@ -321,7 +321,7 @@ def main(argv=None) -> None:
     check(config)
     folder = Path(config.ckpt)
     trained = open_checkpoint(folder)
-    weights = checkpoint.digest(folder / "model.safetensors")
+    opened = (folder / "model.safetensors").stat()
     wanted = trained.get("mixed_precision", "no")
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=wanted if on_gpu else "no")
@@ -330,8 +330,6 @@ def main(argv=None) -> None:
         config.ckpt, max_length=trained.get("max_length"), flag="--ckpt"
     )
     model = models.load_classifier(config.ckpt, flag="--ckpt")
-    if checkpoint.digest(folder / "model.safetensors") != weights:
-        raise UserError(f"--ckpt {folder}: was replaced by a training while it was read; run again")
     names = label_names(model, config.ckpt)
     model = accelerator.prepare_model(model, evaluation_mode=True)
 
@@ -355,7 +353,11 @@ def main(argv=None) -> None:
             print(f"{len(table):,} predictions written to {output}")
     else:
         test, about, learnt = load_test(config, trained, names)
-        about |= {"weights": weights}
+        about |= {"weights": checkpoint.digest(folder / "model.safetensors")}
+        if not os.path.samestat((folder / "model.safetensors").stat(), opened):
+            raise UserError(
+                f"--ckpt {folder}: a training replaced it meanwhile; start eval.py again"
+            )
         path = Path(config.report or folder / "report_test.json")
         refuse_to_replace(path, about, config.overwrite)
         report = make_report(logits_of(test), torch.as_tensor(test["labels"][:]), names)

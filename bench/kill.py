@@ -19,7 +19,6 @@ import json
 import logging
 import mmap
 import os
-import platform
 import random
 import runpy
 import shutil
@@ -33,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from bench.machine import about_machine
 
 JOB = {
     "config": ROOT / "demo" / "config.json",
@@ -267,11 +267,7 @@ def main() -> None:
     result = run_chains(
         arguments.folder.resolve(), JOB, arguments.kills, arguments.seed, arguments.workers
     )
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "accelerate", "datasets", "safetensors")
-    result["versions"] = {name: version(name) for name in names}
-    result["hardware"] = f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}"
+    result |= about_machine()
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
     sys.exit(bool(result["chains_that_differ"]))

@@ -7,8 +7,6 @@ largest it can be. The share by default is one write of last/ against 200 steps 
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
 import train
+from bench.machine import about_machine
 from config import Config, parse, run_command
 
 
@@ -55,7 +54,7 @@ def main() -> None:
         "share_by_default": write / (write + Config().save_steps * seconds_a_step),
         "share_of_this_run": (sum(saves) + sum(spent["best"])) / stepping,
         "flags": flags,
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        **about_machine(),
     }
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -21,10 +21,9 @@ def flags_page() -> str:
     lines += ["any other, such as a longer run, is another run and asks for another folder.", ""]
     for title, kind in (("train.py", Config), ("eval.py", EvalConfig)):
         lines += [f"## {title}", "", "| Flag | Default | |", "|---|---|---|"]
-        fixed = kind is Config
         for field in dataclasses.fields(kind):
             default = "" if field.default in (None, ()) else f"`{field.default}`"
-            free = " *" if fixed and not field.metadata["changes_result"] else ""
+            free = " *" if not field.metadata["changes_result"] else ""
             lines.append(f"| `--{field.name}`{free} | {default} | {field.metadata['help']} |")
         lines.append("")
     return "\n".join(lines)

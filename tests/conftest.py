@@ -99,28 +99,35 @@ def fresh_accelerate():
     GradientState._reset_state()
 
 
+SMALL_RUN = {
+    "max_length": 32,
+    "learning_rate": 1e-3,
+    "num_threads": 1,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 2,
+    "logging_steps": 5,
+    "eval_steps": 5,
+    "save_steps": 10,
+    "max_save_share": 1,
+}
+
+
+def train_small(**flags) -> tuple[Path, int]:
+    """train.py with those flags over SMALL_RUN: (its folder, its status)."""
+    import train
+
+    flags = SMALL_RUN | flags
+    status = train.main([f"--{name}={value}" for name, value in flags.items()])
+    return Path(flags["output_dir"]), status
+
+
 @pytest.fixture
 def train_command(tiny, corpus, tmp_path):
     """train_command(flag=value, ...) runs train.py on the small corpus; returns its folder."""
-    import train
 
     def command(**flags) -> Path:
-        output = flags.setdefault("output_dir", tmp_path / "run")
-        defaults = {
-            "model": tiny,
-            "dataset": corpus,
-            "max_length": 32,
-            "learning_rate": 1e-3,
-            "num_threads": 1,
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 2,
-            "logging_steps": 5,
-            "eval_steps": 5,
-            "save_steps": 10,
-            "max_save_share": 1,
-        }
-        train.main([f"--{name}={value}" for name, value in {**defaults, **flags}.items()])
-        return Path(output)
+        given = {"model": tiny, "dataset": corpus, "output_dir": tmp_path / "run"} | flags
+        return train_small(**given)[0]
 
     return command
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+import checkpoint
 import eval as evaluation
-from config import EvalConfig
+from config import EvalConfig, UserError
 from data import Collator, eval_loader, read_labelled, read_table, tokenize
 from model import load_model, load_tokenizer
 
@@ -239,3 +241,21 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     config = EvalConfig(ckpt=str(trained), dataset=str(path))
     test, _, _ = evaluation.load_test(config, trained_on, ["negative", "positive"])
     assert set(test["labels"]) == {1}
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_gets_no_report(
+    trained, tmp_path, monkeypatch
+):
+    """The figures would be of other weights than the report names. Red: no samestat in main."""
+    best = shutil.copytree(trained, tmp_path / "best")
+    load = evaluation.load_test
+
+    def replacing(*arguments):
+        checkpoint.write(best, lambda new: shutil.copytree(trained, new, dirs_exist_ok=True))
+        return load(*arguments)
+
+    monkeypatch.setattr(evaluation, "load_test", replacing)
+    report = tmp_path / "report.json"
+    with pytest.raises(UserError, match="a training replaced it meanwhile"):
+        evaluation.main([f"--ckpt={best}", f"--report={report}", "--num_threads=1"])
+    assert not report.exists()

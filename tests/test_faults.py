@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, next_second, scalars, weights_of
+from conftest import ROOT, next_second, scalars, train_small, weights_of
 from test_checkpoint import holder
 from test_loop import assert_same_bits
 
@@ -39,25 +39,8 @@ def whole(tiny, corpus, tmp_path_factory) -> Path:
 
 
 def command(tiny, corpus, output, **flags) -> tuple[Path, int]:
-    defaults = {
-        "max_length": 32,
-        "learning_rate": 1e-3,
-        "num_threads": 1,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "num_train_epochs": 2,
-        "logging_steps": 5,
-        "eval_steps": 5,
-        "save_steps": 10,
-        "max_save_share": 1,
-        "dropout": 0.1,
-        "model": tiny,
-        "dataset": corpus,
-        "output_dir": output,
-    }
-    flags = {**defaults, **flags}
-    status = train.main([f"--{name}={value}" for name, value in flags.items()])
-    return flags["output_dir"], status
+    given = {"model": tiny, "dataset": corpus, "output_dir": output}
+    return train_small(**given | {"per_device_eval_batch_size": 8, "dropout": 0.1} | flags)
 
 
 @pytest.fixture

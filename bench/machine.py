@@ -1,0 +1,14 @@
+"""What a result was measured on, for its JSON."""
+
+import os
+import platform
+from importlib.metadata import version
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def about_machine() -> dict:
+    return {
+        "versions": {name: version(name) for name in PACKAGES},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+    }
