@@ -7,11 +7,9 @@ Refuses to know: torch, networks, and any disk but for the one file that --confi
 import argparse
 import dataclasses
 import difflib
-import errno
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -26,32 +24,6 @@ class UserError(Exception):
         lines = (" ".join(line.splitlines()) for line in lines)
         lines = (line if len(line) < 700 else f"{line[:350]} ... {line[-340:]}" for line in lines)
         super().__init__(*lines)
-
-
-def run_command(main):
-    """Call `main()` and end the process with its status; a `UserError` becomes lines and status 2.
-
-    So does a disk that is full or broken, and Ctrl-C status 130, as a shell has it. Only the first
-    process of a machine prints: a launcher with eight of them gives one line.
-    """
-    try:
-        sys.exit(main())
-    except UserError as error:
-        lines, status = error.args, 2
-    except KeyboardInterrupt:
-        lines, status = ["stopped by Ctrl-C"], 130
-    except OSError as error:
-        lines, status = disk_error(error).args, 2
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
-    sys.exit(status)
-
-
-def disk_error(error: OSError) -> UserError:
-    """What to say of a disk that is full or broken. Raises any other `error` again: it is ours."""
-    if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}:
-        raise error
-    return UserError(f"{error.filename or 'a file'}: {error.strerror}; mend that, and {GO_ON}")
 
 
 GO_ON = "run the same command again (without --overwrite, if it was given)"

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import checkpoint
 import model as models
-from config import Config, EvalConfig, UserError, parse, run_command
+from config import Config, EvalConfig, UserError, parse
 from data import (
     FORMATS,
     Collator,
@@ -34,6 +34,7 @@ from data import (
     sample,
     tokenize,
 )
+from processes import run_command
 
 
 @dataclasses.dataclass(frozen=True)

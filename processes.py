@@ -1,21 +1,95 @@
 """What the processes of a run do as one: fail together, and end together when asked to.
 
-In: signals, the launcher's death. Out: `Stopped`, raised between two batches, everywhere at one.
-Refuses to know: what is trained, and what is saved then.
+In: errors, signals, the launcher's death. Out: one line and a status; `Stopped`, raised between two
+batches, everywhere at one. Refuses to know: what is trained, and what is saved then.
 """
 
+import contextlib
+import errno
+import gc
 import os
 import signal
+import sys
 import time
+import traceback
 from signal import SIGINT, SIGTERM
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from config import UserError
+from config import GO_ON, UserError
 
 PARENT = os.getppid()  # now: in the minutes before the first step a launcher may die, too
+
+
+# ---------------------------------------------------------------- failing
+
+
+def run_command(main):
+    """Call `main()` and end the process with its status; a `UserError` becomes lines and status 2.
+
+    So does a disk that is full or broken. Ctrl-C becomes status 130, as a shell has it. Where
+    several processes fail, the first says why and the others end in silence: they fail of its end.
+    """
+    try:
+        sys.exit(main())
+    except (Exception, KeyboardInterrupt) as error:
+        lines, status = explain(error)
+        first = failed_first()
+        forget_frames(error)
+        if lines is None and first:
+            raise
+        if first:
+            print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
+        sys.exit(status)
+    finally:
+        # The wrapped model, which those frames held, goes before the process group: if it held the
+        # group's last reference, gloo's thread would wait for the interpreter lock that this
+        # thread keeps in its join (pytorch#56297).
+        gc.collect()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+def explain(error: BaseException) -> tuple[list[str] | None, int]:
+    """The lines for a user, None for a fault of ours that wants its traceback; and the status."""
+    if isinstance(error, UserError):
+        return error.args, 2
+    if isinstance(error, KeyboardInterrupt):
+        return ["stopped by Ctrl-C"], 130
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return [f"{error.filename or 'a file'}: {error.strerror}; mend that, and {GO_ON}"], 2
+    if isinstance(error, RuntimeError) and " by peer" in str(error):  # gloo's words
+        return [f"another process of this run died (see what the launcher says); {GO_ON}"], 1
+    return None, 1
+
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
+def failed_first() -> bool:
+    """Whether no other process of the run failed before this one. It may be asked again.
+
+    The store through which the processes found each other knows: its compare_set is one move, and
+    needs no answer of the others, who may wait for something else. Before the processes have met,
+    all of them fail of the same command line, and the first of each machine is the one to say so.
+    """
+    if not torch.distributed.is_initialized():
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+    rank = str(torch.distributed.get_rank())
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return store.compare_set("failed_first", "", rank).decode() == rank
+    except torch.distributed.DistError:  # whoever kept it is gone
+        return True
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of what the functions held that `error`, and those before it, went through."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def on_main(work):
@@ -27,14 +101,27 @@ def on_main(work):
     if PartialState().is_main_process:
         try:
             outcome[0] = work()
-        except UserError as error:
-            outcome[1] = error
         except Exception as error:
-            failed, outcome[1] = error, RuntimeError(f"the main process failed: {error!r}")
+            failed_first()  # before the others hear of it
+            failed, outcome[1] = error, error
+            if not isinstance(error, UserError):
+                outcome[1] = RuntimeError(f"the main process failed: {error!r}")
     result, error = broadcast_object_list(outcome)
     if error:
         raise failed or error
     return result
+
+
+@contextlib.contextmanager
+def one_goes_first():
+    """The main process goes through the block, then the first of each other machine, then the rest:
+    what one has downloaded or computed, those after it find on their disk."""
+    state = PartialState()
+    with state.main_process_first(), state.local_main_process_first():
+        yield
+
+
+# ---------------------------------------------------------------- ending
 
 
 class Stopped(Exception):

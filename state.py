@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -15,14 +16,13 @@ import torch
 import transformers
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
 from config import Config, UserError, changed_settings
 from data import BatchPlan
+from engines import all_finite, gather_state, scatter_state
 from eval import Scores
 from processes import Stop, on_main
 
@@ -89,13 +89,16 @@ def read_sums(run: Run) -> torch.Tensor:
     """(processes, 3): `SUMS` of each, since the last scalars. Waits for the device.
 
     Raises `UserError` if a loss, a gradient or a weight is not finite; called before anything is
-    kept, so that nothing after it is. A gradient that overflows in fp16 is no error: the scaler
-    skips its update.
+    kept, so that nothing after it is. A step that overflows in fp16 is no error: the scaler skips
+    its update and halves its scale. At a scale that no usual gradient needs, it is the training
+    that diverges (fairseq has the same limit).
     """
     accelerator, progress = run.accelerator, run.progress
-    sums = accelerator.gather(run.sums[None]).cpu().double()
-    overflow = sums[:, 2].any() and not accelerator.scaler
-    weights = torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()])
+    weights = all_finite(run.model)
+    gathered = accelerator.gather(torch.cat([run.sums, weights[None]])[None]).cpu().double()
+    sums, weights = gathered[:, :-1], gathered[:, -1]
+    scaler = accelerator.scaler
+    overflow = scaler.get_scale() < 1e-4 if scaler else sums[:, 2].any()
     if overflow or not sums.isfinite().all() or not weights.all():
         raise UserError(
             f"a loss, gradient or weight was NaN or infinite between steps "
@@ -114,22 +117,20 @@ def save_last(run: Run) -> None:
     run.progress.sums = read_sums(run).tolist()
     begun = time.perf_counter()
     with clock_stopped(run):
+        weights, moments = gather_state(run.accelerator, run.model, run.optimizer)
         size = 3 * weight_bytes(run)
-        on_main(lambda: checkpoint.write(output(run) / "last", lambda to: fill_last(run, to), size))
+        fill = partial(fill_last, run, weights, moments)
+        on_main(lambda: checkpoint.write(output(run) / "last", fill, size))
     run.saved_at = time.perf_counter()
     run.save_seconds = run.saved_at - begun
 
 
-def fill_last(run: Run, folder: Path) -> None:
+def fill_last(run: Run, weights: dict, moments: dict, folder: Path) -> None:
     if run.writer:
         run.writer.flush()  # every two minutes by itself; a resume must find all up to `step`
-    save_weights(run.accelerator.unwrap_model(run.model), str(folder / "model.safetensors"))
-    moments = {
-        f"{index}.{name}": tensor.contiguous()
-        for index, state in run.optimizer.state_dict()["state"].items()
-        for name, tensor in state.items()
-    }
-    save_file(moments, folder / "optimizer.safetensors")
+    flat = {f"{key} {name}": value for name, of in moments.items() for key, value in of.items()}
+    for name, tensors in (("model", weights), ("optimizer", flat)):
+        save_file(unshared(tensors), folder / f"{name}.safetensors")
     scaler = run.accelerator.scaler
     state = {
         "progress": dataclasses.asdict(run.progress),
@@ -139,13 +140,25 @@ def fill_last(run: Run, folder: Path) -> None:
     (folder / "progress.json").write_text(json.dumps(state, indent=1))
 
 
-def fill_best(run: Run, scores: Scores, folder: Path) -> None:
-    """What `from_pretrained` and `pipeline("text-classification", "best/")` load."""
-    run.accelerator.unwrap_model(run.model).save_pretrained(folder)
+def save_best(run: Run, scores: Scores) -> None:
+    """`best/`: what `from_pretrained` and `pipeline("text-classification", "best/")` load."""
+    with clock_stopped(run):
+        weights, _ = gather_state(run.accelerator, run.model, run.optimizer)
+        fill = partial(fill_best, run, weights, scores)
+        on_main(lambda: checkpoint.write(output(run) / "best", fill, weight_bytes(run)))
+
+
+def fill_best(run: Run, weights: dict, scores: Scores, folder: Path) -> None:
+    run.accelerator.unwrap_model(run.model).save_pretrained(folder, state_dict=weights)
     run.tokenizer.save_pretrained(folder)
     config = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
     (folder / "training_config.json").write_text(json.dumps(config, indent=1))
-    validation = {"step": run.progress.step, **dataclasses.asdict(scores)}
+    validation = {
+        "step": run.progress.step,
+        **dataclasses.asdict(scores),
+        "precision": run.accelerator.mixed_precision,
+        "device": run.accelerator.device.type,
+    }
     (folder / "validation.json").write_text(json.dumps(validation, indent=1))
     (folder / "README.md").write_text(MODEL_CARD.format(**config, **validation))
 
@@ -163,11 +176,19 @@ figures run `python eval.py --ckpt` on this folder.
 """
 
 
+def unshared(tensors: dict) -> dict:
+    """safetensors takes no memory that has gaps or two names (tied weights): copies, then."""
+    seen = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return tensors
+
+
 def weight_bytes(run: Run) -> int:
     """What a save of the weights takes, with a megabyte for the files beside them."""
-    return 2**20 + sum(
-        tensor.numel() * tensor.element_size() for tensor in run.model.state_dict().values()
-    )
+    return 2**20 + 4 * run.settings["parameters"]
 
 
 def need_room(run: Run) -> None:
@@ -236,19 +257,39 @@ def find_last(config: Config, settings: dict) -> dict | None:
 
 def refuse_changes(last: Path, old: dict, new: dict) -> None:
     """Raises `UserError` naming both values of each setting that changes the result and differs."""
+    flags, batch = Config.__dataclass_fields__, "global_batch_size"
     names = changed_settings(old, new)
-    names += [name for name in new if name not in FLAGS and old.get(name) != new[name]]
-    if names:
-        raise UserError(
-            *(
-                f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
-                "give the old value, another --output_dir, or --overwrite to delete that run"
-                for name in names
-            )
+    names += [name for name in new if name not in (*flags, batch) and old.get(name) != new[name]]
+    lines = [
+        f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
+        "give the old value, another --output_dir, or --overwrite to delete that run"
+        for name in names
+    ]
+    if old[batch] != new[batch] and any(old[name] != new[name] for name in BATCH_FLAGS):
+        values = " ".join(f"--{name} {old[name]}" for name in BATCH_FLAGS)
+        lines.append(
+            f"{last} was written with batches of {old[batch]}, not {new[batch]}: give {values}, "
+            "another --output_dir, or --overwrite to delete that run"
         )
+    if lines:
+        raise UserError(*lines)
 
 
-FLAGS = Config.__dataclass_fields__
+BATCH_FLAGS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def with_batch_of(old: dict, config: Config, processes: int) -> Config:
+    """`config`, dealing the optimizer batches of the run `old` over this number of processes.
+
+    Its flags on another number of processes would make another batch; so accumulation makes up for
+    the processes, and no forward pass is larger than --per_device_train_batch_size says.
+    """
+    batch, size = old["global_batch_size"], config.per_device_train_batch_size
+    if size * config.gradient_accumulation_steps * processes == batch:
+        return config
+    accumulation = -(-batch // (size * processes))
+    size = -(-batch // (accumulation * processes))
+    return dataclasses.replace(config, **dict(zip(BATCH_FLAGS, (size, accumulation), strict=True)))
 
 
 def start_anew(run: Run) -> None:
@@ -266,14 +307,14 @@ def resume(run: Run, state: dict) -> None:
     """Go on from `last/`, whose progress.json is `state`. Raises `UserError` if the data differ."""
     last, accelerator = output(run) / "last", run.accelerator
     refuse_changes(last, state["settings"], run.settings)
-    load_weights(accelerator.unwrap_model(run.model), str(last / "model.safetensors"))
-    moments = {}
-    for name, tensor in load_file(last / "optimizer.safetensors").items():
-        index, name = name.split(".")
-        # A copy: the tensors of load_file lie in the file itself, which would keep its room.
-        moments.setdefault(int(index), {})[name] = tensor.clone()
-    groups = run.optimizer.state_dict()["param_groups"]
-    run.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    weights, moments = {}, {}
+    if accelerator.is_main_process:  # other machines need not have the folder
+        weights = load_file(last / "model.safetensors")
+        for name, tensor in load_file(last / "optimizer.safetensors").items():
+            key, name = name.split(" ")
+            # A copy: the tensors of load_file lie in the file itself, which would keep its room.
+            moments.setdefault(name, {})[key] = tensor.clone()
+    scatter_state(accelerator, run.model, run.optimizer, weights, moments)
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])
     run.progress = Progress(**state["progress"])

@@ -9,24 +9,21 @@ Refuses to know: the test split, other tasks, benchmarks. A `step` is one optimi
 
 import contextlib
 import math
-import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-import transformers
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoint
-from config import GO_ON, Config, UserError, parse, run_command
+import engines
+from config import GO_ON, Config, UserError, parse
 from data import (
     BatchPlan,
     Collator,
@@ -38,24 +35,25 @@ from data import (
     tokenize,
     train_loader,
 )
-from eval import Scores, predict, score, set_threads
+from engines import clip_gradient, make_accelerator
+from eval import Scores, predict, score
 from model import load_model, load_tokenizer, parameter_groups
-from processes import Stop, Stopped, on_main
+from processes import Stop, Stopped, on_main, one_goes_first, run_command
 from state import (
     SUMS,
     Progress,
     Run,
     clock_stopped,
-    fill_best,
     find_last,
     need_room,
     output,
     read_sums,
     resume,
+    save_best,
     save_last,
     settings_of,
     start_anew,
-    weight_bytes,
+    with_batch_of,
 )
 
 # ---------------------------------------------------------------- the loop
@@ -77,32 +75,32 @@ def train(run: Run) -> None:
 
     for step in range(progress.step + 1, run.total_steps + 1):
         torch.manual_seed(dropout_seed(config.seed, step, accelerator.process_index))
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(step, run.total_steps, config)
         examples = len(run.plan[step - 1])  # over all processes and micro-batches
         step_loss = torch.zeros((), device=accelerator.device)
-        for micro_batch in range(1, accumulation + 1):
+        for _ in range(accumulation):
             run.stop.check()
             batch = {
                 key: value.to(accelerator.device) for key, value in next(micro_batches).items()
             }
             labels = batch.pop("labels")
-            # Gradients are averaged over processes once, in the last micro-batch.
-            last = micro_batch == accumulation
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.accumulate(model):  # gradients cross processes once, in the last
                 logits = model(**batch).logits.float()
-                # The sum / the examples of the whole batch is the mean, however it was dealt;
-                # x processes, because DDP's average over processes divides by their number.
+                # The sum / the examples of the whole batch is the mean, however it was dealt. But
+                # backward divides by the micro-batches, and the average over processes by those.
                 loss = F.cross_entropy(logits, labels, reduction="sum") / examples
-                accelerator.backward(loss * processes)
+                accelerator.backward(loss * accumulation * processes)
             step_loss += loss.detach()
 
-        norm = accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(step, run.total_steps, config)
+        norm = clip_gradient(accelerator, model, config.max_grad_norm)
         run.optimizer.step()
         run.optimizer.zero_grad()
 
-        # Summed on the device: an .item() a step would make it wait.
-        run.sums += torch.stack([step_loss, norm.nan_to_num(0, 0, 0), ~norm.isfinite()])
+        # Summed on the device: an .item() a step would make it wait. A gradient that is not finite
+        # is an fp16 overflow, whose update the scaler skipped, or the end: see read_sums.
+        finite = norm.isfinite()
+        run.sums += torch.stack([step_loss.where(finite, 0), norm.where(finite, 0), ~finite])
         progress.step = step
         at_marks(run)
         run.bar.update()
@@ -172,7 +170,7 @@ def log_window(run: Run) -> None:
     seconds = time.perf_counter() - run.started
     examples_per_second = sum(len(plan[step]) for step in timed) / seconds
     scalars = {
-        "train/loss": loss_sum / len(window),
+        "train/loss": loss_sum / max(1, len(window) - skipped),
         "train/grad_norm": grad_norm_sum / max(1, len(window) - skipped),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
         "train/padding_fraction": 1 - sum(tokens.values()) / padded,
@@ -209,9 +207,7 @@ def validate_and_keep_best(run: Run) -> None:
     better = scores.accuracy > progress.best_accuracy and math.isfinite(scores.loss)
     if better:
         progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
-        best, size = output(run) / "best", weight_bytes(run)
-        with clock_stopped(run):
-            on_main(lambda: checkpoint.write(best, lambda to: fill_best(run, scores, to), size))
+        save_best(run, scores)
     say(
         run,
         f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
@@ -259,37 +255,11 @@ def say(run: Run, line: str) -> None:
 # ---------------------------------------------------------------- set-up
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    if config.full_determinism:
-        transformers.enable_full_determinism(config.seed)  # before the GPU is touched
-    precision = config.mixed_precision
-    if precision == "auto":
-        # `accelerate launch` always exports a value, "no" where nobody asked for one.
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        cuda = torch.cuda.is_available()
-        if precision == "no" and cuda and torch.cuda.is_bf16_supported(including_emulation=False):
-            precision = "bf16"
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise UserError("--mixed_precision fp16: needs a CUDA GPU; give bf16 or no")
-    # One accumulation step as Accelerate counts: the loop does its own, and with
-    # ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment `backward` would divide again.
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
-    if accelerator.distributed_type.value not in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        raise UserError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; "
-            "only one process or data parallelism (DDP) is supported: run `accelerate config` again"
-        )
-    set_threads(config.num_threads)
-    return accelerator
-
-
-def prepare(config: Config, accelerator: Accelerator) -> Run:
+def prepare(config: Config, accelerator: Accelerator, settings: dict | None = None) -> Run:
     """Everything before the first step, cheap checks first. Writes nothing into --output_dir."""
-    tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
-    with accelerator.main_process_first():  # the others find the download and the tokens cached
+    settings = settings or settings_of(config, accelerator)
+    with one_goes_first():  # the others find what was downloaded and tokenised
+        tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         table = read_table(
             config.dataset, config.train_split, config.dataset_config_name, config.dataset_revision
         )
@@ -298,24 +268,23 @@ def prepare(config: Config, accelerator: Accelerator) -> Run:
             tokenize(part, tokenizer, config.max_length, config.truncation)
             for part in split_validation(labelled, config)
         )
-    torch.manual_seed(config.seed)  # for the new head
-    model = load_model(
-        config.model,
-        train.features["labels"].names,
-        config.revision,
-        config.attention_dropout,
-        config.dropout,
-    )
+        torch.manual_seed(config.seed)  # for the new head
+        model = load_model(
+            config.model,
+            train.features["labels"].names,
+            config.revision,
+            config.attention_dropout,
+            config.dropout,
+        )
+    settings |= {
+        "data": fingerprint(train, validation),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
     if config.torch_compile:
         model.compile()
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-
-    settings = settings_of(config, accelerator) | {
-        "data": fingerprint(train, validation),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
+    model, optimizer = engines.prepare(accelerator, config, model, optimizer)
     plan = BatchPlan(
         train["length"][:],
         settings["global_batch_size"],
@@ -345,25 +314,24 @@ def main(argv=None) -> int:
     """The exit status: 0, or 128 + the signal that asked the run to end."""
     config = parse(Config, argv)
     accelerator = make_accelerator(config)
-    try:
-        with contextlib.ExitStack() as held:
-            on_main(lambda: held.enter_context(checkpoint.lock(Path(config.output_dir))))
-            return run_to_end(config, accelerator)
-    except UserError as error:
-        traceback.clear_frames(error.__traceback__)
-        raise
-    finally:
-        # The wrapped model, which those frames held, goes before the process group: if it held the
-        # group's last reference, gloo's thread would wait for the interpreter lock that this
-        # thread keeps in its join (pytorch#56297).
-        accelerator.free_memory()
-        accelerator.end_training()
+    with contextlib.ExitStack() as held:
+        on_main(lambda: held.enter_context(checkpoint.lock(Path(config.output_dir))))
+        return run_to_end(config, accelerator)
 
 
 def run_to_end(config: Config, accelerator: Accelerator) -> int:
     settings = settings_of(config, accelerator)
     state = on_main(lambda: find_last(config, settings))
-    run = prepare(config, accelerator)
+    if state:
+        settings["global_batch_size"] = state["settings"]["global_batch_size"]
+        given, config = config, with_batch_of(state["settings"], config, accelerator.num_processes)
+        if config != given:
+            accelerator.print(
+                f"the batches of {settings['global_batch_size']} are kept, with "
+                f"--per_device_train_batch_size {config.per_device_train_batch_size} "
+                f"--gradient_accumulation_steps {config.gradient_accumulation_steps}"
+            )
+    run = prepare(config, accelerator, settings)
     on_main(lambda: need_room(run))
     resume(run, state) if state else start_anew(run)
     progress = run.progress
@@ -415,9 +383,11 @@ def describe(run: Run) -> str:
     return (
         f"{start}: {run.config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
         f"{run.config.dataset}: {len(run.train):,} training and {len(run.validation):,} validation "
-        f"texts, batch {run.plan.batch_size}, {run.total_steps:,} steps "
-        f"({run.plan.steps_per_epoch:,} an epoch); {accelerator.num_processes} x "
-        f"{accelerator.device.type}, {torch.get_num_threads()} threads, "
+        f"texts, {run.total_steps:,} steps ({run.plan.steps_per_epoch:,} an epoch), batch "
+        f"{run.plan.batch_size} over {accelerator.num_processes} x {accelerator.device.type} "
+        f"({accelerator.distributed_type.value}, {torch.get_num_threads()} threads) in "
+        f"{run.config.gradient_accumulation_steps} micro-batches of at most "
+        f"{run.config.per_device_train_batch_size}, "
         f"mixed precision {accelerator.mixed_precision}"
     )
 

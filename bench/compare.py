@@ -17,9 +17,10 @@ from scipy.stats import binomtest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import model as models
-from config import EvalConfig, run_command
+from config import EvalConfig
 from data import Collator, tokenize
 from eval import label_names, load_test, open_checkpoint, predict
+from processes import run_command
 
 
 def right(folder: str, samples: int | None) -> tuple[torch.Tensor, dict]:

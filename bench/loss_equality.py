@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from bench.peer_trainer import make_trainer
-from config import Config, parse, run_command
+from config import Config, parse
+from processes import run_command
 
 
 def compare(flags: list[str]) -> list[tuple[float, float]]:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from config import Config, parse, run_command
+from config import Config, parse
 from data import BatchPlan
+from processes import run_command
 from train import make_accelerator, prepare
 
 

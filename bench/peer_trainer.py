@@ -16,7 +16,8 @@ import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from config import Config, parse, run_command
+from config import Config, parse
+from processes import run_command
 from train import Run, make_accelerator, prepare
 
 

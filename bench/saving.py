@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
 import train
 from bench.machine import about_machine
-from config import Config, parse, run_command
+from config import Config, parse
+from processes import run_command
 
 
 def main() -> None:

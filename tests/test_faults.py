@@ -28,8 +28,8 @@ import data
 import state
 import train
 from bench import kill
-from config import UserError, run_command
-from processes import Stop, Stopped
+from config import UserError
+from processes import Stop, Stopped, run_command
 
 
 @pytest.fixture(scope="module")

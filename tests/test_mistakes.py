@@ -26,11 +26,11 @@ import pytest
 from conftest import ROOT, make_rows, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
-import config
 import data
 import eval as evaluation
 import train
 from config import UserError
+from processes import run_command
 
 REMEDY = re.compile(
     r"[;:] (.* )?(give|check|mend|remove|rename|restore|save|make|choose|write|put|leave)\b"
@@ -1080,7 +1080,7 @@ def test_lines_come_from_the_first_process_and_the_status_is_2(rank, expected, m
         raise UserError("a\nb", "c")
 
     with pytest.raises(SystemExit) as ended:
-        config.run_command(main)
+        run_command(main)
     assert ended.value.code == 2
     assert capsys.readouterr() == ("", expected)
 

@@ -58,7 +58,7 @@ def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
     train.main(one)
     said = launch(processes, "train.py", *several)
     assert said.count("starting:") == 1  # only the main process prints
-    assert f"{processes} x cpu" in said
+    assert f"over {processes} x cpu" in said
     curves = [scalars(tmp_path / name) for name in ("one", "several")]
     for tag in (
         "train/loss",

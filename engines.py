@@ -1,0 +1,224 @@
+"""What DDP, FSDP2 and DeepSpeed ZeRO do each in its own way, under one name each.
+
+In: a config; a prepared model and optimizer. Out: an Accelerator; the gradient's norm; the whole
+state of training on the main process, and back. Refuses to know: data, files, time.
+"""
+
+import math
+import os
+from datetime import timedelta
+
+import torch
+import transformers
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from config import Config, UserError
+from eval import set_threads
+from processes import on_main
+
+# One process or data parallelism (DDP), and the two that cut the state of training into shards.
+SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate as its launcher or config file says, in the precision of the run.
+
+    Raises `UserError` for what this project does not do, or does not do right.
+    """
+    if config.full_determinism:
+        transformers.enable_full_determinism(config.seed)  # before the GPU is touched
+    precision = config.mixed_precision
+    if precision == "auto":
+        # `accelerate launch` always exports a value, "no" where nobody asked for one.
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        cuda = torch.cuda.is_available()
+        if precision == "no" and cuda and torch.cuda.is_bf16_supported(including_emulation=False):
+            precision = "bf16"
+    if precision not in ("no", "fp16", "bf16"):
+        raise UserError(f"accelerate is configured for {precision}; give --mixed_precision bf16")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("--mixed_precision fp16: needs a CUDA GPU; give bf16 or no")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        # Given like this, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would win.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
+        # While the main process tokenises millions of texts, the others wait.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    check_engine(accelerator)
+    # Or from_pretrained would shard the model as it loads, all processes at a time, under ZeRO 3.
+    unset_hf_deepspeed_config()
+    set_threads(config.num_threads)
+    return accelerator
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    engine = accelerator.distributed_type.value
+    if engine not in SUPPORTED or (engine == "FSDP" and not accelerator.is_fsdp2):
+        engine = "FSDP version 1" if engine == "FSDP" else engine
+        raise UserError(
+            f"accelerate is configured for {engine}; only DDP, FSDP2 and DeepSpeed ZeRO are "
+            "supported: give a file of configs/, or run `accelerate config` again"
+        )
+    if engine == "DEEPSPEED" and accelerator.mixed_precision == "fp16":
+        # Its own loss scale, which we could neither log nor resume.
+        raise UserError("--mixed_precision fp16: not with DeepSpeed; give bf16 or no")
+    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI, in
+    # silence; that it prepared for more is all there is to see of it.
+    asked = "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_PORT" in os.environ
+    if asked and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does on "
+            "CPU; start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py"
+        )
+
+
+def prepare(accelerator: Accelerator, config: Config, model, optimizer):
+    """(model, optimizer) as the engine wants them.
+
+    DeepSpeed clips and updates in its own `backward`: it must know the norm beforehand, and the
+    batch, which it would otherwise ask of a loader.
+    """
+    accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.per_device_train_batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "gradient_clipping": config.max_grad_norm,
+        }
+    return accelerator.prepare(model, optimizer)
+
+
+def clip_gradient(accelerator: Accelerator, model, max_norm: float) -> torch.Tensor:
+    """Scale the gradient to `max_norm`, if that is not 0 and less; its norm before that: ()."""
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return torch.as_tensor(norm, device=accelerator.device)
+
+
+def all_finite(model) -> torch.Tensor:
+    """Whether every weight, or every one of this process's shard, is finite: ()."""
+    shards = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
+    shards = (shard.to_local() if isinstance(shard, DTensor) else shard for shard in shards)
+    return torch.stack([shard.isfinite().all() for shard in shards]).all()
+
+
+# ---------------------------------------------------------------- the state of training
+
+
+def gather_state(accelerator: Accelerator, model, optimizer) -> tuple[dict, dict]:
+    """(weights by name, AdamW's state by name of weight: `step`, `exp_avg`, `exp_avg_sq`), float32.
+
+    On the main process, on the CPU; {} elsewhere. All processes must call it: each has a part.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return gather_deepspeed(accelerator, model, optimizer)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(model, options=options)
+    # Moments that are not there yet it would make by a step of its own, and count that step: the
+    # first update would then be corrected as if it were the second.
+    made = bool(optimizer.state)
+    moments = get_optimizer_state_dict(model, optimizer.optimizer, options=options) if made else {}
+    return weights, moments.get("state", {})
+
+
+def scatter_state(accelerator: Accelerator, model, optimizer, weights: dict, moments: dict) -> None:
+    """`gather_state` undone, on any number of processes. Those of the main process count; the
+    others give {}."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        scatter_deepspeed(accelerator, model, optimizer, weights, moments)
+        return
+    shared = accelerator.num_processes > 1
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared)
+    set_model_state_dict(model, weights, options=options)
+    if not on_main(lambda: bool(moments)):
+        return
+    groups = get_optimizer_state_dict(model, optimizer.optimizer)["param_groups"]
+    state = {"state": moments, "param_groups": groups} if moments else {}
+    set_optimizer_state_dict(model, optimizer.optimizer, state, options=options)
+
+
+def gather_deepspeed(accelerator: Accelerator, model, optimizer) -> tuple[dict, dict]:
+    """DeepSpeed's own way to its float32 shards; `model.state_dict()` has the bfloat16 copy."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    weights, moments = {}, {}
+    states = list(optimizer.optimizer.optimizer.state.values())
+    link_moments(optimizer.optimizer)
+    for name, parameter in model.module.named_parameters():
+        found = {"weight": safe_get_full_fp32_param(parameter)}
+        for key in MOMENTS if states else ():
+            found[key] = safe_get_full_optimizer_state(parameter, key)
+        if accelerator.is_main_process:
+            found = {
+                key: tensor.view(whole_shape(parameter)).cpu() for key, tensor in found.items()
+            }
+            weights[name] = found.pop("weight")
+            if states:
+                moments[name] = found | {"step": torch.as_tensor(states[0]["step"]).cpu()}
+    if accelerator.is_main_process:
+        weights |= {name: buffer.cpu() for name, buffer in buffers_of(model.module).items()}
+    return weights, moments
+
+
+def scatter_deepspeed(accelerator: Accelerator, model, optimizer, weights, moments) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    from deepspeed.runtime.zero import GatheredParameters
+
+    step = on_main(lambda: next((state["step"] for state in moments.values()), None))
+    zero = optimizer.optimizer
+    shards = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3; else 1 and 2
+    shards = zero.single_partition_of_fp32_groups if shards is None else shards
+    if step is not None:
+        for shard in shards:
+            zeros = {key: torch.zeros_like(shard) for key in MOMENTS}
+            zero.optimizer.state[shard] = {"step": step.clone().to(shard.device), **zeros}
+    link_moments(zero)
+
+    def shared(values: dict, name: str, parameter) -> torch.Tensor:
+        whole = torch.empty(whole_shape(parameter), device=accelerator.device)
+        if accelerator.is_main_process:
+            whole.copy_(values[name])
+        return broadcast(whole)
+
+    for name, parameter in model.module.named_parameters():
+        weight = shared(weights, name, parameter)
+        safe_set_full_fp32_param(parameter, weight)
+        with GatheredParameters([parameter], modifier_rank=0):  # the copy that computes
+            parameter.data.copy_(weight)
+        for key in MOMENTS if step is not None else ():
+            of_key = {name: state[key] for name, state in moments.items()}
+            safe_set_full_optimizer_state(parameter, shared(of_key, name, parameter), key)
+    for name, buffer in buffers_of(model.module).items():
+        buffer.copy_(shared(weights, name, buffer))
+
+
+def link_moments(zero) -> None:
+    """ZeRO 1 and 2 do this themselves when the first parameter group has been updated: too early
+    for the second one (DeepSpeed 0.19.8)."""
+    if hasattr(zero, "_hp_optimizer_states_linked"):
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def whole_shape(parameter) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def buffers_of(module) -> dict[str, torch.Tensor]:
+    """Those that are saved; few models have any."""
+    parameters = dict(module.named_parameters())
+    return {name: value for name, value in module.state_dict().items() if name not in parameters}
