@@ -172,8 +172,8 @@ def gather_deepspeed(accelerator: Accelerator, model, optimizer) -> tuple[dict, 
 
 
 def scatter_deepspeed(accelerator: Accelerator, model, optimizer, weights, moments) -> None:
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     step = on_main(lambda: next((state["step"] for state in moments.values()), None))
     zero = optimizer.optimizer

@@ -103,7 +103,7 @@ def load_model(
     overrides["attention_type"] = "original_full"
     if dropout is not None:
         overrides |= dict.fromkeys(OTHER_DROPOUT, dropout)
-    return load_classifier(
+    model = load_classifier(
         name,
         revision,
         new_head=True,
@@ -112,6 +112,21 @@ def load_model(
         problem_type="single_label_classification",
         **{key: value for key, value in overrides.items() if hasattr(config, key)},
     )
+    freeze_unused(model)
+    return model
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Stop the gradient of weights that no logit depends on, such as BigBird's pooler.
+
+    They would stay as they are; but several processes would wait for their gradients (DDP raises).
+    """
+    last = model.get_input_embeddings().num_embeddings - 1
+    end = min(model.config.eos_token_id or 0, last)  # BART reads its logits at that token
+    model(input_ids=torch.tensor([[end]])).logits.sum().backward()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
 
 
 def load_classifier(

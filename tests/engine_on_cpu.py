@@ -1,10 +1,11 @@
-"""Run a script under FSDP2 or DeepSpeed ZeRO on CPU, over gloo, as torchrun's worker.
+"""Run a script as torchrun's worker on CPU, under the engine that a file of configs/ asks for.
 
-    torchrun --nproc_per_node 2 tests/engine_on_cpu.py fsdp2 train.py FLAGS
+    torchrun --nproc_per_node 2 tests/engine_on_cpu.py configs/fsdp2.yaml train.py FLAGS
 
-Both engines know gloo; it is Accelerate that has them on GPUs alone (FSDP2 on CPU silently becomes
-DDP). So Accelerate is told that this is a machine of several GPUs whose device is the CPU. All
-else, sharding, gathering, clipping and updates, is what runs on GPUs.
+FSDP2 and DeepSpeed know gloo; it is Accelerate that has them on GPUs alone (FSDP2 on CPU silently
+becomes DDP). So the environment is the one that `accelerate launch --config_file` would export, and
+Accelerate is told that this is a machine of several GPUs whose device is the CPU. All else,
+sharding, gathering, clipping and updates, is what runs on GPUs.
 """
 
 import os
@@ -14,30 +15,27 @@ from pathlib import Path
 
 import accelerate.state
 from accelerate import DistributedType
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-ENGINES = {
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    },
-    **{
-        f"zero{stage}": {
-            "ACCELERATE_USE_DEEPSPEED": "true",
-            "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
-            "DS_ACCELERATOR": "cpu",
-        }
-        for stage in (1, 2, 3)
-    },
-}
+
+def environment_of(config_file: str, script: str) -> dict[str, str]:
+    asked = launch_command_parser().parse_args(["--config_file", config_file, script])
+    asked, defaults, _ = _validate_launch_command(asked)
+    if asked.use_deepspeed:
+        asked.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        _, env = prepare_deepspeed_cmd_env(asked)
+    else:
+        env = prepare_multi_gpu_env(asked)
+    return {key: value for key, value in env.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
+
 
 if __name__ == "__main__":
-    engine, script, *flags = sys.argv[1:]
+    config_file, script, *flags = sys.argv[1:]
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    os.environ |= ENGINES[engine] | {"ACCELERATE_TORCH_DEVICE": "cpu"}
+    os.environ |= environment_of(config_file, script)
+    os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     accelerate.state.PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
     sys.argv = [script, *flags]
-    sys.path.insert(0, str(Path(script).parent))
+    sys.path.insert(0, str(Path(script).resolve().parent))
     runpy.run_path(script, run_name="__main__")

@@ -6,7 +6,7 @@ from conftest import make_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model import load_model, parameter_groups
+from model import freeze_unused, load_model, parameter_groups
 
 SMALL = {
     "hidden_size": 16,
@@ -58,6 +58,20 @@ def test_weights_are_float32_whatever_the_file_holds(tmp_path):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.classifier.out_features == 3
+
+
+def test_weights_that_no_logit_depends_on_are_not_trained():
+    """BigBird's pooler; DDP would wait for its gradient. Red: no requires_grad_ in the function."""
+    for kind, frozen in (("big_bird", ["bert.pooler.weight", "bert.pooler.bias"]), ("bert", [])):
+        model = AutoModelForSequenceClassification.from_config(
+            AutoConfig.for_model(kind, **MODELS[kind])
+        )
+        freeze_unused(model)
+        found = [
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ]
+        assert found == frozen
+        assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_dropouts_are_set_where_the_model_has_them(tiny):
