@@ -7,12 +7,10 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, scalars, weights_of
-from safetensors.torch import load_file
-from test_loop import dying_at
-from test_processes import FLAGS, launch
+from test_processes import assert_same_training, launch, one_process
 from transformers import AutoModelForSequenceClassification
 
-import train
+__all__ = ["one_process"]  # a fixture
 
 DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
@@ -30,31 +28,6 @@ def launch_engine(engine: str, *flags: str) -> str:
     config = str(ROOT / "configs" / f"{engine}.yaml")
     flags = ["--mixed_precision=no", *flags]
     return launch(2, "tests/engine_on_cpu.py", config, str(ROOT / "train.py"), *flags)
-
-
-@pytest.fixture(scope="module")
-def one_process(tiny, corpus, tmp_path_factory):
-    """(flags, a run of one process, that run as a kill after step 5 left it)."""
-    folder = tmp_path_factory.mktemp("one_process")
-    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS]
-    one = [*flags, "--per_device_train_batch_size=8", "--save_steps=5", "--max_save_share=1"]
-    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 6):
-        train.main([*one, f"--output_dir={folder / 'run'}"])
-    shutil.copytree(folder / "run", folder / "killed")
-    train.main([*one, f"--output_dir={folder / 'run'}"])
-    return flags, folder / "run", folder / "killed"
-
-
-def assert_same_training(one, sharded):
-    for name, tensor in weights_of(one).items():
-        assert (tensor - weights_of(sharded)[name]).abs().max() < 1e-6
-    moments = [load_file(folder / "last" / "optimizer.safetensors") for folder in (one, sharded)]
-    assert moments[0].keys() == moments[1].keys()
-    assert all(torch.allclose(moments[0][key], moments[1][key], atol=1e-7) for key in moments[0])
-    curves = [scalars(folder) for folder in (one, sharded)]
-    for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss"):
-        expected = [value for _, value in curves[0][tag]]
-        assert [value for _, value in curves[1][tag]] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

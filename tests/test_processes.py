@@ -2,14 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from conftest import ROOT, scalars, weights_of
-from test_loop import assert_same_bits
+from safetensors.torch import load_file
+from test_loop import assert_same_bits, dying_at
+
+import train
+from config import UserError
 
 FLAGS = [
     "--max_length=32",
@@ -37,14 +44,14 @@ def launch(processes: int, script: str, *flags: str) -> str:
     return out
 
 
-@pytest.mark.parametrize(("processes", "accumulation", "size"), [(2, 1, 4), (2, 4, 1)])
 def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
-    tiny, corpus, tmp_path, processes, accumulation, size
+    tiny, corpus, tmp_path
 ):
     """Invariants 1, 5 and 8; batches of 7 and 8 over 8 parts leave a process without an example.
 
     Red: `loss` without `* processes`; a prepared scheduler; predict without its reduce.
     """
+    processes, accumulation, size = 2, 4, 1
     common = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS]
     one = [*common, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'one'}"]
     several = [
@@ -53,8 +60,6 @@ def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
         f"--gradient_accumulation_steps={accumulation}",
         f"--output_dir={tmp_path / 'several'}",
     ]
-    import train
-
     train.main(one)
     said = launch(processes, "train.py", *several)
     assert said.count("starting:") == 1  # only the main process prints
@@ -80,7 +85,6 @@ def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
 def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
     """Invariant 5: 61 texts over 3 processes in batches of 7. Red: predict without its reduce."""
     import eval as evaluation
-    import train
 
     train.main([f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path}", *FLAGS])
     best = tmp_path / "best"
@@ -122,6 +126,189 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
     assert running.returncode != 0
     launch(2, "train.py", *flags, f"--output_dir={folder}")
     assert_same_bits(tmp_path / "whole", folder)
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny, corpus, tmp_path_factory):
+    """(flags, a run of one process at batch 8, that run as a kill after step 5 left it)."""
+    folder = tmp_path_factory.mktemp("one_process")
+    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--save_steps=5"]
+    flags += ["--max_save_share=1"]
+    one = [*flags, "--per_device_train_batch_size=8"]
+    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 6):
+        train.main([*one, f"--output_dir={folder / 'run'}"])
+    shutil.copytree(folder / "run", folder / "killed")
+    train.main([*one, f"--output_dir={folder / 'run'}"])
+    return flags, folder / "run", folder / "killed"
+
+
+def assert_same_training(one, several):
+    """Weights, moments and curves to rounding."""
+    for name, tensor in weights_of(one).items():
+        assert (tensor - weights_of(several)[name]).abs().max() < 1e-6
+    moments = [load_file(folder / "last" / "optimizer.safetensors") for folder in (one, several)]
+    assert moments[0].keys() == moments[1].keys()
+    assert all(torch.allclose(moments[0][key], moments[1][key], atol=1e-7) for key in moments[0])
+    curves = [scalars(folder) for folder in (one, several)]
+    for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss"):
+        assert [step for step, _ in curves[0][tag]] == [step for step, _ in curves[1][tag]]
+        expected = [value for _, value in curves[0][tag]]
+        assert [value for _, value in curves[1][tag]] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_of_one_process_goes_on_with_three(one_process, tmp_path):
+    """The same command, the same reviews, though 3 does not divide 8.
+
+    Red: with_batch_of returning `config`.
+    """
+    flags, one, killed = one_process
+    shutil.copytree(killed, tmp_path / "run")
+    same = [*flags, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'run'}"]
+    said = launch(3, "train.py", *same)
+    assert "resuming at step 5" in said
+    adapted = "--per_device_train_batch_size 3 --gradient_accumulation_steps 1"
+    assert f"the batches of 8 are kept, with {adapted}" in said
+    assert_same_training(one, tmp_path / "run")
+
+
+def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path):
+    """And then with the flags that were worked out, given as flags; other flags are refused.
+
+    Red: with_batch_of returning `config`; run.settings from the adapted flags.
+    """
+    flags, one, _ = one_process
+    output = f"--output_dir={tmp_path / 'run'}"
+    dies = write_script(tmp_path, "if step == 6: raise KeyboardInterrupt")
+    with start(2, dies, *flags, "--per_device_train_batch_size=4", output) as running:
+        running.communicate(timeout=100)
+    with pytest.raises(UserError, match=r"batches of 8, not 2: give --per_device_train_batch_size"):
+        train.main([*flags, "--per_device_train_batch_size=2", output])
+    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 8):  # accumulation is worked out
+        train.main([*flags, "--per_device_train_batch_size=4", output])
+    worked_out = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
+    train.main([*flags, *worked_out, output])
+    assert_same_training(one, tmp_path / "run")
+
+
+def write_script(folder, body: str):
+    """train.py with `body` run before each step, knowing `step` and `rank`."""
+    script = folder / "patched.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import train\n"
+        "from processes import run_command\n"
+        "rate, rank = train.learning_rate, int(os.environ['RANK'])\n"
+        "def patched(step, *rest):\n"
+        f"    {body}\n"
+        "    return rate(step, *rest)\n"
+        "train.learning_rate = patched\n"
+        "run_command(train.main)\n"
+    )
+    return script
+
+
+@pytest.mark.parametrize(
+    ("body", "line", "traceback"),
+    [
+        ("if (step, rank) == (3, 1): raise train.UserError('the disk')", "error: the disk", None),
+        ("if step == 3: raise train.UserError(f'all of us')", "error: all of us", None),
+        ("if (step, rank) == (3, 1): raise ValueError('a fault')", None, "[rank1]: ValueError"),
+        (
+            "if (step, rank) == (3, 1): os.kill(os.getpid(), 9)",
+            "error: another process of this run died",
+            None,
+        ),
+    ],
+)
+def test_one_failure_is_one_line(tiny, corpus, tmp_path, body, line, traceback):
+    """Of whichever process fails first; the others end within seconds, and in silence.
+
+    Red: failed_first always true; run_command that looks at LOCAL_RANK alone; no look for " by
+    peer" in explain.
+    """
+    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
+    begun = time.monotonic()
+    with start(2, write_script(tmp_path, body), *flags) as running:
+        _, err = running.communicate(timeout=100)
+    assert time.monotonic() - begun < 45  # of which nearly all is start-up
+    assert running.returncode != 0
+    lines = [said for said in err.splitlines() if said.startswith("error: ")]
+    assert len(lines) == (line is not None)
+    assert all(said.startswith(line) for said in lines)
+    ranks = {said.split(":")[0] for said in err.splitlines() if said.startswith("[rank")}
+    assert ranks == ({traceback.split(":")[0]} if traceback else set())
+    assert (traceback or "") in err
+
+
+def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
+    """Red: one_goes_first without its waits."""
+    counting = (
+        "import data\n"
+        "mapped = data.Dataset.map\n"
+        "def counted(self, encode, **options):\n"
+        "    def told(batch):\n"
+        "        sys.stdout.write(f'tokenised {len(batch[\"text\"])}\\n')\n"
+        "        return encode(batch)\n"
+        "    return mapped(self, told, **options)\n"
+        "data.Dataset.map = counted\n"
+    )
+    script = write_script(tmp_path, "pass")
+    script.write_text(script.read_text().replace("import train\n", counting + "import train\n"))
+    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
+    flags += ["--max_length=31"]  # no other test has these token ids on disk
+    with start(2, script, *flags) as running:
+        said, err = running.communicate(timeout=100)
+    assert running.returncode == 0, err[-3000:]
+    lines = said.splitlines()
+    assert [lines.count(f"tokenised {texts}") for texts in (105, 45)] == [1, 1]
+
+
+def test_two_machines_are_one_run(one_process, tmp_path):
+    """Two launchers on two loopback addresses that share no disk: each has its own output folder
+    and caches. The second machine writes nothing, and needs no `last/` to go on from.
+
+    Red: `last/` read on every process; on_main by the first process of each machine.
+    """
+    flags, one, killed = one_process
+    shutil.copytree(killed, tmp_path / "machine0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = []
+    for rank in (0, 1):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            "--nproc_per_node=1",
+        ]
+        command += [f"--node_rank={rank}", "--rdzv_backend=c10d", "--rdzv_id=two"]
+        command += [f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{rank + 1}"]
+        command += [str(ROOT / "train.py"), *flags, "--per_device_train_batch_size=4"]
+        command += [f"--output_dir={tmp_path / f'machine{rank}'}"]
+        env = {**os.environ, "ACCELERATE_USE_CPU": "1", "HF_HOME": str(tmp_path / f"hf{rank}")}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        machines.append(subprocess.Popen(command, env=env, **pipes))
+    said = [machine.communicate(timeout=120) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-3000:]
+    assert "over 2 x cpu" in said[0][0]
+    assert said[1][0] == ""
+    assert not (tmp_path / "machine1").exists()
+    assert_same_training(one, tmp_path / "machine0")
+
+
+def test_a_launcher_that_starts_one_process_for_two_is_refused(tiny, corpus, tmp_path):
+    """As `accelerate launch --cpu` does. Red: no look at MASTER_PORT in check_engine."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+    flags = [f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "train.py"), *flags], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode != 0
+    assert "error: accelerate launch was asked for several processes and started one" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def saved_step(folder) -> int:
