@@ -100,7 +100,8 @@ def train(run: Run) -> None:
         # Summed on the device: an .item() a step would make it wait. A gradient that is not finite
         # is an fp16 overflow, whose update the scaler skipped, or the end: see read_sums.
         finite = norm.isfinite()
-        run.sums += torch.stack([step_loss.where(finite, 0), norm.where(finite, 0), ~finite])
+        step_loss = step_loss.where(finite | step_loss.isfinite(), 0)
+        run.sums += torch.stack([step_loss, norm.where(finite, 0), ~finite])
         progress.step = step
         at_marks(run)
         run.bar.update()
@@ -170,14 +171,15 @@ def log_window(run: Run) -> None:
     seconds = time.perf_counter() - run.started
     examples_per_second = sum(len(plan[step]) for step in timed) / seconds
     scalars = {
-        "train/loss": loss_sum / max(1, len(window) - skipped),
-        "train/grad_norm": grad_norm_sum / max(1, len(window) - skipped),
+        "train/loss": loss_sum / len(window),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
         "train/padding_fraction": 1 - sum(tokens.values()) / padded,
         "train/examples_per_second": examples_per_second,
         "train/tokens_per_second": sum(tokens[step] for step in timed) / seconds,
         "train/epoch": progress.step / plan.steps_per_epoch,
     }
+    if skipped < len(window):
+        scalars["train/grad_norm"] = grad_norm_sum / (len(window) - skipped)
     if run.accelerator.scaler:
         scalars["train/skipped_updates"] = skipped
     write_scalars(run, scalars)

@@ -12,10 +12,10 @@ The demo's model and reviews, on CPU with gloo. The worker is this file under to
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,13 +47,11 @@ PEAK = 1e-12  # a rate so small that no weight changes, and its schedule can sti
 SEED = 42
 
 
-def combinations(processes: int):
+def combinations(processes: int, sizes):
     """(accumulation, batch of a process, texts) with a whole number of texts a process."""
-    for accumulation in ACCUMULATIONS:
-        for batch in GLOBAL_BATCHES:
-            for size in SIZES:
-                if batch % (processes * accumulation) == 0:
-                    yield accumulation, batch // (processes * accumulation), size
+    for accumulation, batch, size in itertools.product(ACCUMULATIONS, GLOBAL_BATCHES, sizes):
+        if batch % (processes * accumulation) == 0:
+            yield accumulation, batch // (processes * accumulation), size
 
 
 # ---------------------------------------------------------------- what is recorded
@@ -232,26 +230,24 @@ def with_rows(data: datasets.Dataset) -> datasets.Dataset:
 # ---------------------------------------------------------------- the worker
 
 
-def worker(loops: list[str], folder: Path) -> list[dict]:
+def worker(folder: Path, loops: list[str], sizes: list[int]) -> list[dict]:
     """On every process of torchrun: all combinations for this number of them."""
     recorder, results = Recorder(), []
     processes = int(os.environ["WORLD_SIZE"])
     (folder / "run").mkdir(exist_ok=True)
-    for accumulation, batch, size in combinations(processes):
-        for name in loops:
-            config = flags_of(accumulation, batch, size, folder / "run")
-            accelerator = train.make_accelerator(config)
-            run = train.prepare(config, accelerator)
-            recorder.begin()
-            warmup = LOOPS[name](recorder, config, accelerator, run)
-            found = judge(
-                recorder, fresh_model(config).double(), run.train, Collator(run.tokenizer), warmup
-            )
-            about = {"processes": processes, "accumulation": accumulation, "batch": batch}
-            results.append({"loop": name, **about, "texts": size, **found})
-    if "ours" in loops:
-        results += evaluations(accelerator, run)
-    return results
+    for (accumulation, batch, size), name in itertools.product(
+        combinations(processes, sizes), loops
+    ):
+        config = flags_of(accumulation, batch, size, folder / "run")
+        accelerator = train.make_accelerator(config)
+        run = train.prepare(config, accelerator)
+        recorder.begin()
+        warmup = LOOPS[name](recorder, config, accelerator, run)
+        model = fresh_model(config).double()
+        found = judge(recorder, model, run.train, Collator(run.tokenizer), warmup)
+        about = {"processes": processes, "accumulation": accumulation, "batch": batch}
+        results.append({"loop": name, **about, "texts": size, **found})
+    return results + evaluations(accelerator, run)
 
 
 def evaluations(accelerator, run) -> list[dict]:
@@ -283,10 +279,11 @@ def evaluations(accelerator, run) -> list[dict]:
 # ---------------------------------------------------------------- the command
 
 
-def launch(processes: int, loops: list[str]) -> list[dict]:
+def launch(processes: int, loops=("ours",), sizes=SIZES) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", __file__, "--worker", folder, *loops]
+        command += [f"--nproc_per_node={processes}", __file__, "--worker", folder]
+        command += ["--loops", *loops, "--texts", *(str(size) for size in sizes)]
         env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
         return json.loads((Path(folder) / "results.json").read_text())
@@ -294,25 +291,24 @@ def launch(processes: int, loops: list[str]) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json")
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--json", help="where the result goes")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
+    parser.add_argument("--texts", nargs="+", type=int, default=SIZES)
     options = parser.parse_args()
     if options.worker:
-        folder, *loops = options.worker
-        results = worker(loops, Path(folder))
+        results = worker(options.worker, options.loops, options.texts)
         if os.environ["RANK"] == "0":
-            (Path(folder) / "results.json").write_text(json.dumps(results))
+            (options.worker / "results.json").write_text(json.dumps(results))
         return
     results = []
-    for processes in PROCESSES:
-        results += launch(processes, list(LOOPS))
+    for processes in (*PROCESSES, 4):  # on four the learning rate is asked for, of ours alone
+        loops = options.loops if processes in PROCESSES else ["ours"]
+        results += launch(processes, loops, options.texts)
         print(f"{processes} processes: {len(results)} rows so far", flush=True)
-    rates = [row for row in launch(4, ["ours"]) if "loop" in row]
-    results += rates  # the learning rate on four
-    result = {**about_machine(), "results": results}
     if options.json:
+        result = {**about_machine(), "results": results}
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
-    shutil.rmtree(ROOT / "bench" / "__pycache__", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,11 @@ import torch
 from conftest import ROOT, next_second, scalars, train_small, weights_of
 from test_checkpoint import holder
 from test_loop import assert_same_bits
+from transformers import PreTrainedTokenizerBase
 
 import checkpoint
 import data
+import processes
 import state
 import train
 from bench import kill
@@ -65,15 +67,21 @@ def ctrl_c_as_on_a_terminal():
 
 @contextlib.contextmanager
 def at_step(monkeypatch, step, event):
-    """`event()` in the middle of that step, once."""
-    rate = train.learning_rate
+    """`event()` in the middle of that step, between its last micro-batch and its update."""
+    rate, clip, now = train.learning_rate, train.clip_gradient, []
 
-    def eventful(now, *rest):
-        changed = event() if now == step else None
-        return rate(now, *rest) if changed is None else changed
+    def remember(step, *rest):
+        now[:] = [step]
+        return rate(step, *rest)
+
+    def eventful(*arguments):
+        if now == [step]:
+            event()
+        return clip(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "learning_rate", eventful)
+        patch.setattr(train, "learning_rate", remember)
+        patch.setattr(train, "clip_gradient", eventful)
         yield
 
 
@@ -185,6 +193,7 @@ def test_the_death_of_the_launcher_counts_as_sigterm(monkeypatch):
     """Where one started us: a shell that goes leaves us running. Red: no look at getppid."""
     for name in ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(processes, "PARENT", os.getppid())
     for launched in (False, True):
         if launched:
             monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
@@ -365,8 +374,13 @@ def test_a_gradient_that_is_not_finite_stops_although_the_loss_is(run, tmp_path,
 
 def test_no_save_comes_between_a_weight_that_is_nan_and_its_discovery(run, tmp_path, monkeypatch):
     """A save every step, scalars far off. Red: save_last without its look at the weights."""
-    broken = at_step(monkeypatch, 18, lambda: float("nan"))
-    with broken, pytest.raises(UserError, match="between steps 1 and 18 of 28"):
+    rate = train.learning_rate
+
+    def broken(step, *rest):
+        return float("nan") if step == 18 else rate(step, *rest)
+
+    monkeypatch.setattr(train, "learning_rate", broken)
+    with pytest.raises(UserError, match="between steps 1 and 18 of 28"):
         run(save_steps=1, logging_steps=99)
     assert_kept(tmp_path / "run", step=17)
 
@@ -436,11 +450,11 @@ def test_a_disk_that_fills_up_in_best_is_one_line_too(run, tmp_path, monkeypatch
     def full(*_, **__):
         raise Exception("No space left on device (os error 28)")
 
-    monkeypatch.setattr(train.transformers.PreTrainedTokenizerBase, "save_pretrained", full)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", full)
     with pytest.raises(UserError, match=r"best cannot be written: No space left"):
         run()
     assert not {"best", ".best.spare"} & {path.name for path in (tmp_path / "run").iterdir()}
-    monkeypatch.setattr(train.transformers.PreTrainedTokenizerBase, "save_pretrained", None)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", None)
     with pytest.raises(TypeError):  # a fault of ours stays one
         run()
 
@@ -615,8 +629,10 @@ def test_a_changed_setting_that_changes_the_result_is_refused_with_both_values(
     """Before the data are read. Red: changes_result=False; refuse_changes in resume alone."""
     shutil.copytree(stopped_run, tmp_path / "run")
     monkeypatch.setattr(train, "read_table", lambda *_: pytest.fail("read the data"))
-    name = {"per_device_train_batch_size": "global_batch_size"}.get(flag, flag)
-    with pytest.raises(UserError, match=rf"was written with {name} \S+, not {value}: give the old"):
+    line = rf"was written with {flag} \S+, not {value}: give the old value"
+    if flag == "per_device_train_batch_size":  # which may change, if their product does not
+        line = rf"with batches of 8, not 4: give --{flag} 8 --gradient_accumulation_steps 1, "
+    with pytest.raises(UserError, match=line):
         run(**{flag: value})
 
 

@@ -637,7 +637,9 @@ OUTPUT = [
     one(
         "other batch",
         "--per_device_train_batch_size=4",
-        f"<tmp>/run/last was written with global_batch_size 16, not 4: {ANOTHER}",
+        "<tmp>/run/last was written with batches of 16, not 4: give "
+        "--per_device_train_batch_size 16 --gradient_accumulation_steps 1, another --output_dir, "
+        "or --overwrite to delete that run",
         {"run/note": ""},
     ),
     one("last: a file cut off", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.safetensors": shorter}),

@@ -1,0 +1,137 @@
+"""Mixed precision and compiled models change what they should, and nothing else."""
+
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import scalars, weights_of
+from safetensors.torch import load_file
+from test_loop import assert_same_bits, dying_at
+
+import train
+
+
+def losses(folder) -> list[float]:
+    return [value for _, value in scalars(folder)["train/loss"]]
+
+
+# ---------------------------------------------------------------- bf16
+
+
+@pytest.mark.parametrize("flags", [{"mixed_precision": "bf16"}, {}])
+def test_bf16_is_for_the_arithmetic_alone(flags, train_command, tmp_path, monkeypatch):
+    """By the flag, or as `accelerate launch` and its config files ask for it. Validation has it
+    too, and says so; weights and moments are float32.
+
+    Red: "no" for "auto" in make_accelerator; a model cast to bfloat16.
+    """
+    plain = train_command(logging_steps=1, dropout=0.0, output_dir=tmp_path / "plain")
+    if not flags:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = train_command(logging_steps=1, dropout=0.0, output_dir=tmp_path / "half", **flags)
+    assert losses(half) != losses(plain)
+    assert losses(half) == pytest.approx(losses(plain), rel=0.02)
+    said = [json.loads((run / "best" / "validation.json").read_text()) for run in (plain, half)]
+    assert [validation["precision"] for validation in said] == ["no", "bf16"]
+    loss = dict(scalars(half)["validation/loss"])[said[1]["step"]]
+    assert said[1]["loss"] == pytest.approx(loss, rel=1e-6)
+    for name in ("last", "best"):
+        weights = torch.cat([tensor.flatten() for tensor in weights_of(half, name).values()])
+        assert weights.dtype == torch.float32
+        assert (weights.bfloat16().float() != weights).float().mean() > 0.9
+
+
+# ---------------------------------------------------------------- fp16
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """fp16(scale): a run with autocast to float16 and a loss scale that begins there.
+
+    Accelerate has fp16 on GPUs alone; autocast and the scaler know the CPU. What is set here is
+    what `Accelerator(mixed_precision="fp16")` sets.
+    """
+    make = train.make_accelerator
+
+    def made(config):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = make(config)
+        accelerator.state._mixed_precision = "fp16"
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale[0], growth_interval=4)
+        return accelerator
+
+    scale = []
+    monkeypatch.setattr(train, "make_accelerator", made)
+    return scale.append
+
+
+def test_an_fp16_step_that_overflows_is_skipped_counted_and_a_step(fp16, train_command, tmp_path):
+    """The scale begins at 2^30: some halvings are needed, each a step without an update.
+
+    Red: no `where` around the norm; a norm for windows without one.
+    """
+    fp16(2.0**30)
+    folder = train_command(logging_steps=1, dropout=0.0)
+    curves = scalars(folder)
+    skipped = [value for _, value in curves["train/skipped_updates"]]
+    assert len(skipped) == 28
+    assert skipped[0] == 1
+    assert 3 < sum(skipped) < 28
+    updated = [step for step, out in enumerate(skipped, 1) if not out]
+    assert [step for step, _ in curves["train/grad_norm"]] == updated
+    assert losses(folder) == pytest.approx([0.69] * 28, abs=0.1)
+    moments = load_file(folder / "last" / "optimizer.safetensors")
+    counts = {tensor.item() for name, tensor in moments.items() if name.startswith("step ")}
+    assert counts == {28 - sum(skipped)}
+
+
+def test_an_fp16_run_stopped_and_started_again_ends_in_the_same_bits(
+    fp16, train_command, monkeypatch, tmp_path
+):
+    """With its loss scale. Red: the scaler's state left out of `last/`, or of resume."""
+    fp16(2.0**30)
+    whole = train_command(output_dir=tmp_path / "whole")
+    with dying_at(monkeypatch, 23):
+        train_command(output_dir=tmp_path / "stopped")
+    assert_same_bits(whole, train_command(output_dir=tmp_path / "stopped"))
+
+
+def test_an_fp16_run_that_diverges_ends(fp16, train_command, tmp_path, monkeypatch):
+    """Every loss infinite: the scale is halved at each step. Red: read_sums without get_scale; no
+    `where` around the loss (it then ends at the first, which need not be the end)."""
+    entropy = train.F.cross_entropy
+    monkeypatch.setattr(train.F, "cross_entropy", lambda *a, **k: entropy(*a, **k) * float("inf"))
+    fp16(1.0)
+    with pytest.raises(train.UserError, match="NaN or infinite between steps 11 and 14 of 28"):
+        train_command()
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_compiled_model_trains_alike(accumulation, train_command, tmp_path, monkeypatch):
+    """To rounding, with lengths that vary; `best/` has the plain names. Compiled without inductor,
+    which takes minutes (bench/compiled.py has it).
+
+    Red: no model.compile in prepare; `torch.compile(model)` (its names begin with _orig_mod).
+    """
+    compiled, compile_ = [], torch.nn.Module.compile
+
+    def fast(self, *arguments, **keywords):
+        compiled.append(self)
+        compile_(self, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fast)
+    flags = {"dropout": 0.0, "logging_steps": 1, "gradient_accumulation_steps": accumulation}
+    plain = train_command(output_dir=tmp_path / "plain", **flags)
+    assert not compiled
+    faster = train_command(output_dir=tmp_path / "faster", torch_compile=True, **flags)
+    assert compiled
+    assert losses(faster) == pytest.approx(losses(plain), rel=1e-5)
+    best = [weights_of(folder, "best") for folder in (plain, faster)]
+    assert best[0].keys() == best[1].keys()
+    assert max((best[0][name] - best[1][name]).abs().max() for name in best[0]) < 1e-4
