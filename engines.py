@@ -116,91 +116,115 @@ def all_finite(model) -> torch.Tensor:
 # ---------------------------------------------------------------- the state of training
 
 
-def gather_state(accelerator: Accelerator, model, optimizer) -> tuple[dict, dict]:
-    """(weights by name, AdamW's state by name of weight: `step`, `exp_avg`, `exp_avg_sq`), float32.
+def gather_weights(accelerator: Accelerator, model) -> dict[str, torch.Tensor]:
+    """Every weight by name, whole, float32: on the main process, on the CPU; {} elsewhere.
 
-    On the main process, on the CPU; {} elsewhere. All processes must call it: each has a part.
+    All processes must call it, for each has a part; so with the next two.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        return gather_deepspeed(accelerator, model, optimizer)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(model, options=options)
+        # `model.state_dict()` has the bfloat16 copies.
+        found = {name: deepspeed_weight(weight) for name, weight in model.module.named_parameters()}
+        found |= buffers_of(model.module)
+        return {name: tensor.cpu() for name, tensor in found.items() if accelerator.is_main_process}
+    return get_model_state_dict(model, options=StateDictOptions(**WHOLE))
+
+
+def gather_moments(accelerator: Accelerator, model, optimizer) -> dict[str, dict]:
+    """AdamW's `exp_avg`, `exp_avg_sq` and `step` by name of weight; {} before the first update."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        return gather_moments_of_deepspeed(accelerator, model, optimizer)
     # Moments that are not there yet it would make by a step of its own, and count that step: the
     # first update would then be corrected as if it were the second.
-    made = bool(optimizer.state)
-    moments = get_optimizer_state_dict(model, optimizer.optimizer, options=options) if made else {}
-    return weights, moments.get("state", {})
+    if not optimizer.state:
+        return {}
+    options = StateDictOptions(**WHOLE)
+    return get_optimizer_state_dict(model, optimizer.optimizer, options=options).get("state", {})
+
+
+WHOLE = {"full_state_dict": True, "cpu_offload": True}
 
 
 def scatter_state(accelerator: Accelerator, model, optimizer, weights: dict, moments: dict) -> None:
-    """`gather_state` undone, on any number of processes. Those of the main process count; the
-    others give {}."""
+    """What was gathered, back in its place, on any number of processes. What the main process gives
+    counts; the others give {}."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        scatter_deepspeed(accelerator, model, optimizer, weights, moments)
+        scatter_to_deepspeed(accelerator, model, optimizer, weights, moments)
         return
     shared = accelerator.num_processes > 1
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=shared)
     set_model_state_dict(model, weights, options=options)
-    if not on_main(lambda: bool(moments)):
-        return
-    groups = get_optimizer_state_dict(model, optimizer.optimizer)["param_groups"]
-    state = {"state": moments, "param_groups": groups} if moments else {}
-    set_optimizer_state_dict(model, optimizer.optimizer, state, options=options)
+    if on_main(lambda: bool(moments)):
+        groups = get_optimizer_state_dict(model, optimizer.optimizer)["param_groups"]
+        state = {"state": moments, "param_groups": groups} if moments else {}
+        set_optimizer_state_dict(model, optimizer.optimizer, state, options=options)
 
 
-def gather_deepspeed(accelerator: Accelerator, model, optimizer) -> tuple[dict, dict]:
-    """DeepSpeed's own way to its float32 shards; `model.state_dict()` has the bfloat16 copy."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+# ---------------------------------------------------------------- its way through DeepSpeed
 
-    weights, moments = {}, {}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def deepspeed_weight(parameter) -> torch.Tensor:
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        return safe_get_full_fp32_param(parameter).view(whole_shape(parameter))
+    with GatheredParameters([parameter]):  # frozen: it has no float32 copy
+        return parameter.detach().float().clone()
+
+
+def gather_moments_of_deepspeed(accelerator: Accelerator, model, optimizer) -> dict[str, dict]:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
     states = list(optimizer.optimizer.optimizer.state.values())
     link_moments(optimizer.optimizer)
-    for name, parameter in model.module.named_parameters():
-        found = {"weight": safe_get_full_fp32_param(parameter)}
-        for key in MOMENTS if states else ():
-            found[key] = safe_get_full_optimizer_state(parameter, key)
+    moments = {}
+    for name, parameter in trained(model) if states else ():
+        found = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
         if accelerator.is_main_process:
-            found = {
-                key: tensor.view(whole_shape(parameter)).cpu() for key, tensor in found.items()
-            }
-            weights[name] = found.pop("weight")
-            if states:
-                moments[name] = found | {"step": torch.as_tensor(states[0]["step"]).cpu()}
-    if accelerator.is_main_process:
-        weights |= {name: buffer.cpu() for name, buffer in buffers_of(model.module).items()}
-    return weights, moments
+            shape = whole_shape(parameter)
+            moments[name] = {key: tensor.view(shape).cpu() for key, tensor in found.items()}
+            moments[name]["step"] = torch.as_tensor(states[0]["step"]).cpu()
+    return moments
 
 
-def scatter_deepspeed(accelerator: Accelerator, model, optimizer, weights, moments) -> None:
+def scatter_to_deepspeed(accelerator: Accelerator, model, optimizer, weights, moments) -> None:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    step = on_main(lambda: next((state["step"] for state in moments.values()), None))
-    zero = optimizer.optimizer
-    shards = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3; else 1 and 2
-    shards = zero.single_partition_of_fp32_groups if shards is None else shards
-    if step is not None:
-        for shard in shards:
-            zeros = {key: torch.zeros_like(shard) for key in MOMENTS}
-            zero.optimizer.state[shard] = {"step": step.clone().to(shard.device), **zeros}
-    link_moments(zero)
-
-    def shared(values: dict, name: str, parameter) -> torch.Tensor:
-        whole = torch.empty(whole_shape(parameter), device=accelerator.device)
+    def shared(whole_on_main: torch.Tensor | None, like) -> torch.Tensor:
+        whole = torch.empty(whole_shape(like), device=accelerator.device)
         if accelerator.is_main_process:
-            whole.copy_(values[name])
+            whole.copy_(whole_on_main)
         return broadcast(whole)
 
     for name, parameter in model.module.named_parameters():
-        weight = shared(weights, name, parameter)
-        safe_set_full_fp32_param(parameter, weight)
+        weight = shared(weights.get(name), parameter)
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, weight)
         with GatheredParameters([parameter], modifier_rank=0):  # the copy that computes
             parameter.data.copy_(weight)
-        for key in MOMENTS if step is not None else ():
-            of_key = {name: state[key] for name, state in moments.items()}
-            safe_set_full_optimizer_state(parameter, shared(of_key, name, parameter), key)
     for name, buffer in buffers_of(model.module).items():
-        buffer.copy_(shared(weights, name, buffer))
+        buffer.copy_(shared(weights.get(name), buffer))
+
+    step = on_main(lambda: next((state["step"] for state in moments.values()), None))
+    if step is None:
+        return
+    zero = optimizer.optimizer
+    shards = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3; else 1 and 2
+    for shard in zero.single_partition_of_fp32_groups if shards is None else shards:
+        zeros = {key: torch.zeros_like(shard) for key in MOMENTS}
+        zero.optimizer.state[shard] = {"step": step.clone().to(shard.device), **zeros}
+    link_moments(zero)
+    for name, parameter in trained(model):
+        for key in MOMENTS:
+            moment = shared(moments.get(name, {}).get(key), parameter)
+            safe_set_full_optimizer_state(parameter, moment, key)
+
+
+def trained(model):
+    return ((name, p) for name, p in model.module.named_parameters() if p.requires_grad)
 
 
 def link_moments(zero) -> None:
@@ -209,9 +233,6 @@ def link_moments(zero) -> None:
     if hasattr(zero, "_hp_optimizer_states_linked"):
         zero._hp_optimizer_states_linked = False
         zero._lazy_init_hp_params_optimizer_state()
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def whole_shape(parameter) -> torch.Size:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import checkpoint
 from config import Config, UserError, changed_settings
 from data import BatchPlan
-from engines import all_finite, gather_state, scatter_state
+from engines import all_finite, gather_moments, gather_weights, scatter_state
 from eval import Scores
 from processes import Stop, on_main
 
@@ -117,7 +117,8 @@ def save_last(run: Run) -> None:
     run.progress.sums = read_sums(run).tolist()
     begun = time.perf_counter()
     with clock_stopped(run):
-        weights, moments = gather_state(run.accelerator, run.model, run.optimizer)
+        weights = gather_weights(run.accelerator, run.model)
+        moments = gather_moments(run.accelerator, run.model, run.optimizer)
         size = 3 * weight_bytes(run)
         fill = partial(fill_last, run, weights, moments)
         on_main(lambda: checkpoint.write(output(run) / "last", fill, size))
@@ -143,7 +144,7 @@ def fill_last(run: Run, weights: dict, moments: dict, folder: Path) -> None:
 def save_best(run: Run, scores: Scores) -> None:
     """`best/`: what `from_pretrained` and `pipeline("text-classification", "best/")` load."""
     with clock_stopped(run):
-        weights, _ = gather_state(run.accelerator, run.model, run.optimizer)
+        weights = gather_weights(run.accelerator, run.model)
         fill = partial(fill_best, run, weights, scores)
         on_main(lambda: checkpoint.write(output(run) / "best", fill, weight_bytes(run)))
 

@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import ROOT, scalars, weights_of
+from engine_on_cpu import environment_of
 from test_processes import assert_same_training, launch, one_process
 from transformers import AutoModelForSequenceClassification
 
@@ -76,3 +78,16 @@ def test_bf16_computes_in_bf16_on_float32_weights(engine, one_process, tmp_path)
     losses = [[value for _, value in scalars(run)["train/loss"]] for run in (one, tmp_path)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_configuration_is_what_its_name_says(path):
+    """As Accelerate's launcher reads it. Red: `distributed_type: MULTI_GPU` in fsdp2.yaml."""
+    env = environment_of(str(path), "train.py")
+    assert ("ACCELERATE_USE_FSDP" in env) == (path.stem == "fsdp2")
+    assert env.get("FSDP_VERSION", "2") == "2"
+    stage = re.findall(r"zero(\d)", path.stem)
+    assert ("ACCELERATE_USE_DEEPSPEED" in env) == bool(stage)
+    if stage:
+        assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == stage[0]
+    assert env["ACCELERATE_MIXED_PRECISION"] == "bf16"

@@ -58,7 +58,7 @@ def test_every_name_on_a_page_exists(page):
     for name in re.findall(r"`(test_\w+)`", text):
         assert any(f"def {name}(" in source for source in sources.values()), name
     flags = {*Config.__dataclass_fields__, *EvalConfig.__dataclass_fields__, "config", "help"}
-    others = {"logdir", "num_processes", "multi_gpu"}
+    others = {"logdir", "num_processes", "multi_gpu", "nproc_per_node", "cpu", "config_file"}
     for script in (ROOT / "bench").glob("*.py"):
         others |= set(re.findall(r'"--(\w+)"', script.read_text()))
     for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", text):
@@ -82,6 +82,22 @@ def test_the_table_of_kills_is_that_of_the_newest_result():
     assert kill.table(result) in README
     assert f"{result['kills']} SIGKILLs in {result['chains']} chains" in README
     assert result["chains_that_differ"] == []
+
+
+def test_the_page_of_dealing_is_that_of_the_newest_result():
+    """And ours is right in all of it. Red: a figure changed in the result."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    from make_dealing import newest, page
+
+    assert (ROOT / "docs" / "dealing.md").read_text() == page(newest())
+    rows = [row for row in newest()["results"] if row.get("loop", "ours") == "ours"]
+    mixes = [row for row in rows if "loop" in row]
+    assert len(mixes) >= 20
+    assert max(max(row["differences"]) for row in mixes) <= 1e-6
+    assert max(row["rate_difference"] for row in mixes) <= 1e-12
+    reports = [row for row in rows if "evaluation" in row]
+    assert all(row["counted"] == row["texts"] and row["same_confusion"] for row in reports)
+    assert max(row["loss_difference"] for row in reports) <= 1e-6
 
 
 def test_the_page_of_mistakes_is_that_of_the_tests():
