@@ -11,7 +11,12 @@ from datetime import timedelta
 import torch
 import transformers
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast,
+    is_deepspeed_available,
+)
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -24,10 +29,17 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Config, UserError
 from eval import set_threads
-from processes import on_main
+from processes import check_world, on_main
 
-# One process or data parallelism (DDP), and the two that cut the state of training into shards.
-SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP", "DEEPSPEED")
+# What Accelerate calls the engines, and what everybody else does.
+SUPPORTED = {
+    "NO": "one process",
+    "MULTI_CPU": "DDP",
+    "MULTI_GPU": "DDP",
+    "FSDP": "FSDP2",
+    "DEEPSPEED": "DeepSpeed",
+}
+SHARDED = {"FSDP": "ACCELERATE_USE_FSDP", "DEEPSPEED": "ACCELERATE_USE_DEEPSPEED"}
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -48,6 +60,11 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UserError(f"accelerate is configured for {precision}; give --mixed_precision bf16")
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16: needs a CUDA GPU; give bf16 or no")
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if deepspeed and not is_deepspeed_available():
+        raise UserError(
+            "accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed"
+        )
     accelerator = Accelerator(
         mixed_precision=precision,
         # Given like this, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would win.
@@ -63,7 +80,14 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def check_engine(accelerator: Accelerator) -> None:
+    check_world()
     engine = accelerator.distributed_type.value
+    for wanted, variable in SHARDED.items():
+        if os.environ.get(variable, "").lower() == "true" and engine != wanted:
+            raise UserError(
+                f"accelerate is configured for {SUPPORTED[wanted]}, which it has on GPUs alone; "
+                "here it would be plain DDP: give no configuration file"
+            )
     if engine not in SUPPORTED or (engine == "FSDP" and not accelerator.is_fsdp2):
         engine = "FSDP version 1" if engine == "FSDP" else engine
         raise UserError(
@@ -73,14 +97,6 @@ def check_engine(accelerator: Accelerator) -> None:
     if engine == "DEEPSPEED" and accelerator.mixed_precision == "fp16":
         # Its own loss scale, which we could neither log nor resume.
         raise UserError("--mixed_precision fp16: not with DeepSpeed; give bf16 or no")
-    # `accelerate launch --cpu --num_processes 2` starts one process where there is no MPI, in
-    # silence; that it prepared for more is all there is to see of it.
-    asked = "ACCELERATE_DYNAMO_MODE" in os.environ and "MASTER_PORT" in os.environ
-    if asked and "WORLD_SIZE" not in os.environ and accelerator.num_processes == 1:
-        raise UserError(
-            "accelerate launch was asked for several processes and started one, as it does on "
-            "CPU; start them with ACCELERATE_USE_CPU=1 torchrun --nproc_per_node N train.py"
-        )
 
 
 def prepare(accelerator: Accelerator, config: Config, model, optimizer):

@@ -34,7 +34,7 @@ from data import (
     sample,
     tokenize,
 )
-from processes import run_command
+from processes import check_world, run_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,6 +326,7 @@ def main(argv=None) -> None:
     wanted = trained.get("mixed_precision", "no")
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(mixed_precision=wanted if on_gpu else "no")
+    check_world()
     set_threads(config.num_threads)
     tokenizer = models.load_tokenizer(
         config.ckpt, max_length=trained.get("max_length"), flag="--ckpt"

@@ -112,6 +112,24 @@ def on_main(work):
     return result
 
 
+def check_world() -> None:
+    """Raises `UserError` unless as many processes are here as were asked for.
+
+    Where there is no GPU, Accelerate makes each of torchrun's processes a run of its own unless
+    ACCELERATE_USE_CPU is set, and `accelerate launch --cpu --num_processes 2` starts one, of which
+    the only trace is a port; all in silence.
+    """
+    asked = os.environ.get("WORLD_SIZE")
+    if not asked and {"ACCELERATE_DYNAMO_MODE", "MASTER_PORT"} <= set(os.environ):
+        asked = "several"
+    if (asked or "1") != str(PartialState().num_processes):
+        raise UserError(
+            f"{asked} processes were asked for, and Accelerate made each a run of its own, as it "
+            "does without GPUs; on CPU start them with ACCELERATE_USE_CPU=1 torchrun "
+            "--nproc_per_node N train.py"
+        )
+
+
 @contextlib.contextmanager
 def one_goes_first():
     """The main process goes through the block, then the first of each other machine, then the rest:

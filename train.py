@@ -380,17 +380,16 @@ def go_on(run: Run) -> int:
 
 
 def describe(run: Run) -> str:
-    accelerator = run.accelerator
+    accelerator, config = run.accelerator, run.config
     start = f"resuming at step {run.progress.step}" if run.progress.step else "starting"
     return (
-        f"{start}: {run.config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
-        f"{run.config.dataset}: {len(run.train):,} training and {len(run.validation):,} validation "
-        f"texts, {run.total_steps:,} steps ({run.plan.steps_per_epoch:,} an epoch), batch "
-        f"{run.plan.batch_size} over {accelerator.num_processes} x {accelerator.device.type} "
-        f"({accelerator.distributed_type.value}, {torch.get_num_threads()} threads) in "
-        f"{run.config.gradient_accumulation_steps} micro-batches of at most "
-        f"{run.config.per_device_train_batch_size}, "
-        f"mixed precision {accelerator.mixed_precision}"
+        f"{start}: {config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
+        f"{config.dataset}: {len(run.train):,} training and {len(run.validation):,} validation "
+        f"texts, {run.total_steps:,} steps ({run.plan.steps_per_epoch:,} an epoch) of batch "
+        f"{run.plan.batch_size}: {accelerator.num_processes} x {accelerator.device.type} "
+        f"({engines.SUPPORTED[accelerator.distributed_type.value]}) x "
+        f"{config.gradient_accumulation_steps} of at most {config.per_device_train_batch_size}; "
+        f"{torch.get_num_threads()} CPU threads each, mixed precision {accelerator.mixed_precision}"
     )
 
 

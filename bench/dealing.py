@@ -184,7 +184,8 @@ def hf_trainer(recorder, config, accelerator, run) -> int:
 
 
 def accelerate_loop(recorder, config, accelerator, run) -> int:
-    """The loop of Accelerate's guide to gradient accumulation, clipping as there."""
+    """Accelerate's guide to gradient accumulation; the schedule as in its nlp_example.py, whose
+    steps are counted before `prepare` makes the scheduler advance once a process."""
     GradientState._reset_state()
     accelerator = Accelerator(gradient_accumulation_steps=config.gradient_accumulation_steps)
     model = fresh_model(config)
@@ -195,10 +196,8 @@ def accelerate_loop(recorder, config, accelerator, run) -> int:
         collate_fn=DataCollatorWithPadding(run.tokenizer),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK)
-    batches = math.ceil(len(loader) / accelerator.num_processes)
-    total = math.ceil(batches / config.gradient_accumulation_steps)
-    warmup = math.ceil(config.warmup_steps * total)
-    scheduler = get_scheduler("linear", optimizer, warmup, total)
+    total = len(loader) // config.gradient_accumulation_steps
+    scheduler = get_scheduler("linear", optimizer, math.ceil(config.warmup_steps * total), total)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     model.train()
     for batch in loader:
@@ -211,7 +210,7 @@ def accelerate_loop(recorder, config, accelerator, run) -> int:
             scheduler.step()
             optimizer.zero_grad()
     GradientState._reset_state()
-    return warmup
+    return math.ceil(config.warmup_steps * len(recorder.gradients))
 
 
 LOOPS = {"ours": ours, "HF Trainer": hf_trainer, "accelerator.accumulate": accelerate_loop}

@@ -48,7 +48,8 @@ def speed(processes: int, batch: int, flags: list[str], runs: int = 1) -> float:
             )
             for output in outputs
         ]
-        if any([process.wait() for process in running]):
+        statuses = [process.wait() for process in running]  # all of them, before the folder goes
+        if any(statuses):
             raise UserError(f"{' '.join(command)}: failed; see above")
         return sum(steady_speed(output, batch) for output in outputs)
 

@@ -42,7 +42,7 @@ def test_shards_change_no_loss_gradient_rate_or_weight(engine, one_process, tmp_
     flags, one, _ = one_process
     dealt = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
     said = launch_engine(engine, *flags, *dealt, f"--output_dir={tmp_path}")
-    assert ("FSDP" if engine == "fsdp2" else "DEEPSPEED") in said  # and not DDP in its place
+    assert ("(FSDP2)" if engine == "fsdp2" else "(DeepSpeed)") in said  # and not DDP in its place
     assert_same_training(one, tmp_path)
     best = AutoModelForSequenceClassification.from_pretrained(tmp_path / "best")
     assert {parameter.dtype for parameter in best.parameters()} == {torch.float32}

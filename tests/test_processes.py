@@ -15,6 +15,7 @@ from conftest import ROOT, scalars, weights_of
 from safetensors.torch import load_file
 from test_loop import assert_same_bits, dying_at
 
+import eval as evaluation
 import train
 from bench import dealing
 from config import UserError
@@ -64,7 +65,7 @@ def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
     train.main(one)
     said = launch(processes, "train.py", *several)
     assert said.count("starting:") == 1  # only the main process prints
-    assert f"over {processes} x cpu" in said
+    assert f"of batch 8: {processes} x cpu (DDP) x {accumulation} of at most {size};" in said
     curves = [scalars(tmp_path / name) for name in ("one", "several")]
     for tag in (
         "train/loss",
@@ -107,7 +108,6 @@ def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, c
 
 def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
     """Invariant 5: 61 texts over 3 processes in batches of 7. Red: predict without its reduce."""
-    import eval as evaluation
 
     train.main([f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path}", *FLAGS])
     best = tmp_path / "best"
@@ -153,15 +153,14 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
 
 @pytest.fixture(scope="module")
 def one_process(tiny, corpus, tmp_path_factory):
-    """(flags, a run of one process at batch 8, that run as a kill after step 5 left it)."""
+    """(flags, a run of one process at batch 8, another one as a kill after step 5 left it)."""
     folder = tmp_path_factory.mktemp("one_process")
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--save_steps=5"]
     flags += ["--max_save_share=1"]
     one = [*flags, "--per_device_train_batch_size=8"]
-    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 6):
-        train.main([*one, f"--output_dir={folder / 'run'}"])
-    shutil.copytree(folder / "run", folder / "killed")
     train.main([*one, f"--output_dir={folder / 'run'}"])
+    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 6):
+        train.main([*one, f"--output_dir={folder / 'killed'}"])
     return flags, folder / "run", folder / "killed"
 
 
@@ -194,7 +193,7 @@ def test_a_run_of_one_process_goes_on_with_three(one_process, tmp_path):
     assert_same_training(one, tmp_path / "run")
 
 
-def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path):
+def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path, capsys):
     """And then with the flags that were worked out, given as flags; other flags are refused.
 
     Red: with_batch_of returning `config`; run.settings from the adapted flags.
@@ -208,6 +207,8 @@ def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path):
         train.main([*flags, "--per_device_train_batch_size=2", output])
     with pytest.MonkeyPatch.context() as patch, dying_at(patch, 8):  # accumulation is worked out
         train.main([*flags, "--per_device_train_batch_size=4", output])
+    adapted = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2"
+    assert f"the batches of 8 are kept, with {adapted}" in capsys.readouterr().out
     worked_out = ["--per_device_train_batch_size=4", "--gradient_accumulation_steps=2"]
     train.main([*flags, *worked_out, output])
     assert_same_training(one, tmp_path / "run")
@@ -316,22 +317,47 @@ def test_two_machines_are_one_run(one_process, tmp_path):
         machines.append(subprocess.Popen(command, env=env, **pipes))
     said = [machine.communicate(timeout=120) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-3000:]
-    assert "over 2 x cpu" in said[0][0]
+    assert "of batch 8: 2 x cpu (DDP) x 1 of at most 4;" in said[0][0]
     assert said[1][0] == ""
     assert not (tmp_path / "machine1").exists()
     assert_same_training(one, tmp_path / "machine0")
 
 
 def test_a_launcher_that_starts_one_process_for_two_is_refused(tiny, corpus, tmp_path):
-    """As `accelerate launch --cpu` does. Red: no look at MASTER_PORT in check_engine."""
+    """As `accelerate launch --cpu` does. Red: no look at MASTER_PORT in check_world."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
     flags = [f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*launcher, str(ROOT / "train.py"), *flags], capture_output=True, text=True, timeout=100
     )
     assert done.returncode != 0
-    assert "error: accelerate launch was asked for several processes and started one" in done.stderr
+    assert "error: several processes were asked for, and" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        ({"WORLD_SIZE": "2"}, "2 processes were asked for, and Accelerate made each a run of its"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "configured for FSDP2, which it has on GPUs alone"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "configured for DeepSpeed, which "),
+    ],
+)
+def test_processes_and_shards_that_were_asked_for_are_there(env, line, tmp_path, monkeypatch):
+    """torchrun without ACCELERATE_USE_CPU starts as many runs as processes, and a file for shards
+    on a machine without GPUs gives none. Red: check_world, or SHARDED, not looked at."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=line):
+        train.main([f"--output_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_evaluation_is_one_too(one_process, monkeypatch):
+    """Red: eval.py without check_world."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="2 processes were asked for"):
+        evaluation.main([f"--ckpt={one_process[1] / 'best'}", "--text=w1 w2"])
 
 
 def saved_step(folder) -> int:

@@ -58,7 +58,8 @@ def test_every_name_on_a_page_exists(page):
     for name in re.findall(r"`(test_\w+)`", text):
         assert any(f"def {name}(" in source for source in sources.values()), name
     flags = {*Config.__dataclass_fields__, *EvalConfig.__dataclass_fields__, "config", "help"}
-    others = {"logdir", "num_processes", "multi_gpu", "nproc_per_node", "cpu", "config_file"}
+    launchers = {"num_processes", "multi_gpu", "nproc_per_node", "cpu", "config_file"}
+    others = {"logdir", "machine_rank", *launchers}
     for script in (ROOT / "bench").glob("*.py"):
         others |= set(re.findall(r'"--(\w+)"', script.read_text()))
     for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", text):
