@@ -124,9 +124,20 @@ def clip_gradient(accelerator: Accelerator, model, max_norm: float) -> torch.Ten
 
 def all_finite(model) -> torch.Tensor:
     """Whether every weight, or every one of this process's shard, is finite: ()."""
-    shards = (getattr(parameter, "ds_tensor", parameter) for parameter in model.parameters())
-    shards = (shard.to_local() if isinstance(shard, DTensor) else shard for shard in shards)
+    shards = [own_shard(parameter) for parameter in model.parameters()]
     return torch.stack([shard.isfinite().all() for shard in shards]).all()
+
+
+def own_shard(parameter) -> torch.Tensor:
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    if hasattr(
+        parameter, "ds_tensor"
+    ):  # ZeRO 3, whose last shard is padded with whatever was there
+        size = parameter.ds_tensor.numel()
+        begin = torch.distributed.get_rank() * size
+        return parameter.ds_tensor[: max(0, parameter.ds_numel - begin)]
+    return parameter
 
 
 # ---------------------------------------------------------------- the state of training
@@ -138,11 +149,8 @@ def gather_weights(accelerator: Accelerator, model) -> dict[str, torch.Tensor]:
     All processes must call it, for each has a part; so with the next two.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # `model.state_dict()` has the bfloat16 copies.
-        found = {name: deepspeed_weight(weight) for name, weight in model.module.named_parameters()}
-        found |= buffers_of(model.module)
-        return {name: tensor.cpu() for name, tensor in found.items() if accelerator.is_main_process}
-    return get_model_state_dict(model, options=StateDictOptions(**WHOLE))
+        return gather_weights_of_deepspeed(accelerator, model)
+    return get_model_state_dict(model, options=StateDictOptions(**ON_MAIN))
 
 
 def gather_moments(accelerator: Accelerator, model, optimizer) -> dict[str, dict]:
@@ -153,11 +161,11 @@ def gather_moments(accelerator: Accelerator, model, optimizer) -> dict[str, dict
     # first update would then be corrected as if it were the second.
     if not optimizer.state:
         return {}
-    options = StateDictOptions(**WHOLE)
+    options = StateDictOptions(**ON_MAIN)
     return get_optimizer_state_dict(model, optimizer.optimizer, options=options).get("state", {})
 
 
-WHOLE = {"full_state_dict": True, "cpu_offload": True}
+ON_MAIN = {"full_state_dict": True, "cpu_offload": True}
 
 
 def scatter_state(accelerator: Accelerator, model, optimizer, weights: dict, moments: dict) -> None:
@@ -180,14 +188,21 @@ def scatter_state(accelerator: Accelerator, model, optimizer, weights: dict, mom
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def deepspeed_weight(parameter) -> torch.Tensor:
+def gather_weights_of_deepspeed(accelerator: Accelerator, model) -> dict[str, torch.Tensor]:
+    """From the float32 shards: `model.state_dict()` has the bfloat16 copies."""
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if parameter.requires_grad:
-        return safe_get_full_fp32_param(parameter).view(whole_shape(parameter))
-    with GatheredParameters([parameter]):  # frozen: it has no float32 copy
-        return parameter.detach().float().clone()
+    weights = {}
+    for name, parameter in model.module.named_parameters(remove_duplicate=False):  # tied ones, too
+        frozen = [] if parameter.requires_grad else [parameter]  # which has no float32 copy
+        with GatheredParameters(frozen):
+            whole = parameter if frozen else safe_get_full_fp32_param(parameter)
+            if accelerator.is_main_process:  # one at a time: the others keep their shards alone
+                weights[name] = whole.detach().view(whole_shape(parameter)).float().cpu().clone()
+    if accelerator.is_main_process:
+        weights |= {name: buffer.cpu() for name, buffer in saved_buffers(model.module).items()}
+    return weights
 
 
 def gather_moments_of_deepspeed(accelerator: Accelerator, model, optimizer) -> dict[str, dict]:
@@ -209,20 +224,20 @@ def scatter_to_deepspeed(accelerator: Accelerator, model, optimizer, weights, mo
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-    def shared(whole_on_main: torch.Tensor | None, like) -> torch.Tensor:
+    def from_main(value: torch.Tensor | None, like) -> torch.Tensor:
         whole = torch.empty(whole_shape(like), device=accelerator.device)
         if accelerator.is_main_process:
-            whole.copy_(whole_on_main)
+            whole.copy_(value)
         return broadcast(whole)
 
     for name, parameter in model.module.named_parameters():
-        weight = shared(weights.get(name), parameter)
+        weight = from_main(weights.get(name), parameter)
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, weight)
         with GatheredParameters([parameter], modifier_rank=0):  # the copy that computes
             parameter.data.copy_(weight)
-    for name, buffer in buffers_of(model.module).items():
-        buffer.copy_(shared(weights.get(name), buffer))
+    for name, buffer in saved_buffers(model.module).items():
+        buffer.copy_(from_main(weights.get(name), buffer))
 
     step = on_main(lambda: next((state["step"] for state in moments.values()), None))
     if step is None:
@@ -235,7 +250,7 @@ def scatter_to_deepspeed(accelerator: Accelerator, model, optimizer, weights, mo
     link_moments(zero)
     for name, parameter in trained(model):
         for key in MOMENTS:
-            moment = shared(moments.get(name, {}).get(key), parameter)
+            moment = from_main(moments.get(name, {}).get(key), parameter)
             safe_set_full_optimizer_state(parameter, moment, key)
 
 
@@ -255,7 +270,7 @@ def whole_shape(parameter) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def buffers_of(module) -> dict[str, torch.Tensor]:
-    """Those that are saved; few models have any."""
-    parameters = dict(module.named_parameters())
-    return {name: value for name, value in module.state_dict().items() if name not in parameters}
+def saved_buffers(module) -> dict[str, torch.Tensor]:
+    """Few models have any."""
+    saved = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in saved}

@@ -57,7 +57,7 @@ def set_threads(asked: int | None) -> None:
     torch.set_num_threads(asked or max(1, cores // local_processes))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference_mode would leave FSDP2 and ZeRO 3 buffers that no gradient crosses
 def predict(
     model, data, collator, batch_size: int, accelerator, before_batch=lambda: None
 ) -> torch.Tensor:

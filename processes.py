@@ -33,23 +33,27 @@ def run_command(main):
     several processes fail, the first says why and the others end in silence: they fail of its end.
     """
     try:
-        sys.exit(main())
+        status = main()
     except (Exception, KeyboardInterrupt) as error:
         lines, status = explain(error)
-        first = failed_first()
-        forget_frames(error)
-        if lines is None and first:
+        met, first = torch.distributed.is_initialized(), failed_first()
+        if lines is None and not met:
             raise
-        if first:
+        if lines is None and first:
+            traceback.print_exception(error)
+        elif first:
             print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
-        sys.exit(status)
-    finally:
-        # The wrapped model, which those frames held, goes before the process group: if it held the
-        # group's last reference, gloo's thread would wait for the interpreter lock that this
-        # thread keeps in its join (pytorch#56297).
-        gc.collect()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        if met:  # to leave the others in order could take until the timeout of what they wait for
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    # The wrapped model, which has no name any more, goes before the process group: if it held the
+    # group's last reference, gloo's thread would wait for the interpreter lock that this thread
+    # keeps in its join (pytorch#56297).
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(status)
 
 
 def explain(error: BaseException) -> tuple[list[str] | None, int]:
@@ -85,13 +89,6 @@ def failed_first() -> bool:
         return True
 
 
-def forget_frames(error: BaseException | None) -> None:
-    """Let go of what the functions held that `error`, and those before it, went through."""
-    while error:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
 def on_main(work):
     """`work()` on the main process alone; what it returned, or what it raised, on all of them.
 
@@ -119,10 +116,11 @@ def check_world() -> None:
     ACCELERATE_USE_CPU is set, and `accelerate launch --cpu --num_processes 2` starts one, of which
     the only trace is a port; all in silence.
     """
-    asked = os.environ.get("WORLD_SIZE")
-    if not asked and {"ACCELERATE_DYNAMO_MODE", "MASTER_PORT"} <= set(os.environ):
+    state, asked = PartialState(), os.environ.get("WORLD_SIZE")
+    traces = {"ACCELERATE_DYNAMO_MODE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ)
+    if not asked and traces and state.device.type == "cpu":
         asked = "several"
-    if (asked or "1") != str(PartialState().num_processes):
+    if (asked or "1") != str(state.num_processes):
         raise UserError(
             f"{asked} processes were asked for, and Accelerate made each a run of its own, as it "
             "does without GPUs; on CPU start them with ACCELERATE_USE_CPU=1 torchrun "
@@ -164,7 +162,7 @@ class Stop:
         launched = {"ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID"} & set(os.environ)
         self.launcher = PARENT if launched else None  # a shell may go and leave us running
         # A group of its own on the CPU: to ask NCCL would make each step wait for the GPU. A
-        # process that died breaks it within a moment, where NCCL waits for ten minutes.
+        # process that died breaks it within a moment, where NCCL waits for its timeout.
         self.group = torch.distributed.new_group(backend="gloo") if processes > 1 else None
 
     def __enter__(self):

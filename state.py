@@ -150,7 +150,10 @@ def save_best(run: Run, scores: Scores) -> None:
 
 
 def fill_best(run: Run, weights: dict, scores: Scores, folder: Path) -> None:
-    run.accelerator.unwrap_model(run.model).save_pretrained(folder, state_dict=weights)
+    model = run.accelerator.unwrap_model(run.model)
+    model.save_pretrained(folder, state_dict=weights)
+    model.config.dtype = "float32"  # what is saved, whatever DeepSpeed made of the model
+    model.config.save_pretrained(folder)
     run.tokenizer.save_pretrained(folder)
     config = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
     (folder / "training_config.json").write_text(json.dumps(config, indent=1))
@@ -295,11 +298,14 @@ def with_batch_of(old: dict, config: Config, processes: int) -> Config:
 
 def start_anew(run: Run) -> None:
     """Clear the way, if --overwrite says so, and write a `last/` of step 0."""
-    if run.accelerator.is_main_process:
+
+    def clear() -> None:
         for name in ("best", "last"):
             checkpoint.remove(output(run) / name)
         for events in (output(run) / "runs").glob("events.out.tfevents.*"):
             events.unlink()  # and nothing else that may lie there
+
+    on_main(clear)
     # From here on a run that is killed is resumed like any other, even before its first save.
     save_last(run)
 
@@ -309,12 +315,15 @@ def resume(run: Run, state: dict) -> None:
     last, accelerator = output(run) / "last", run.accelerator
     refuse_changes(last, state["settings"], run.settings)
     weights, moments = {}, {}
-    if accelerator.is_main_process:  # other machines need not have the folder
-        weights = load_file(last / "model.safetensors")
+
+    def read() -> None:
+        weights.update(load_file(last / "model.safetensors"))
         for name, tensor in load_file(last / "optimizer.safetensors").items():
             key, name = name.split(" ")
             # A copy: the tensors of load_file lie in the file itself, which would keep its room.
             moments.setdefault(name, {})[key] = tensor.clone()
+
+    on_main(read)  # alone: other machines need not have the folder
     scatter_state(accelerator, run.model, run.optimizer, weights, moments)
     if accelerator.scaler:
         accelerator.scaler.load_state_dict(state["scaler"])

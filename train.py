@@ -100,8 +100,7 @@ def train(run: Run) -> None:
         # Summed on the device: an .item() a step would make it wait. A gradient that is not finite
         # is an fp16 overflow, whose update the scaler skipped, or the end: see read_sums.
         finite = norm.isfinite()
-        step_loss = step_loss.where(finite | step_loss.isfinite(), 0)
-        run.sums += torch.stack([step_loss, norm.where(finite, 0), ~finite])
+        run.sums += torch.stack([step_loss.where(finite, 0), norm.where(finite, 0), ~finite])
         progress.step = step
         at_marks(run)
         run.bar.update()
@@ -171,21 +170,21 @@ def log_window(run: Run) -> None:
     seconds = time.perf_counter() - run.started
     examples_per_second = sum(len(plan[step]) for step in timed) / seconds
     scalars = {
-        "train/loss": loss_sum / len(window),
         "train/learning_rate": learning_rate(progress.step, run.total_steps, run.config),
         "train/padding_fraction": 1 - sum(tokens.values()) / padded,
         "train/examples_per_second": examples_per_second,
         "train/tokens_per_second": sum(tokens[step] for step in timed) / seconds,
         "train/epoch": progress.step / plan.steps_per_epoch,
     }
-    if skipped < len(window):
-        scalars["train/grad_norm"] = grad_norm_sum / (len(window) - skipped)
+    if updates := len(window) - int(skipped):
+        scalars |= {"train/loss": loss_sum / updates, "train/grad_norm": grad_norm_sum / updates}
     if run.accelerator.scaler:
         scalars["train/skipped_updates"] = skipped
     write_scalars(run, scalars)
     seconds_a_step = seconds / max(1, len(timed))
     left = tqdm.format_interval((run.total_steps - progress.step) * seconds_a_step)
-    run.shown |= {"loss": f"{scalars['train/loss']:.4f}", "reviews/s": f"{examples_per_second:.1f}"}
+    loss = scalars.get("train/loss", math.nan)
+    run.shown |= {"loss": f"{loss:.4f}", "reviews/s": f"{examples_per_second:.1f}"}
     run.bar.set_postfix(run.shown, refresh=False)
     if run.bar.disable:  # no terminal: a line instead
         figures = ", ".join(f"{name} {value}" for name, value in run.shown.items())
@@ -282,6 +281,11 @@ def prepare(config: Config, accelerator: Accelerator, settings: dict | None = No
         "data": fingerprint(train, validation),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+    if settings["data"] != on_main(lambda: settings["data"]):
+        raise UserError(
+            f"--dataset {config.dataset}: process {accelerator.process_index} reads other texts "
+            "than the main one, so their batches differ; give all machines the same data"
+        )
     if config.torch_compile:
         model.compile()
     groups = parameter_groups(model, config.weight_decay)

@@ -54,7 +54,7 @@ def make_model(folder: Path, **config) -> Path:
         "n_heads": 2,
         "vocab_size": len(vocabulary),
     }
-    config = DistilBertConfig(**sizes, max_position_embeddings=32, **config)
+    config = DistilBertConfig(**{**sizes, "max_position_embeddings": 32, **config})
     DistilBertModel(config).save_pretrained(folder)
     return folder
 

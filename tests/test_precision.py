@@ -71,7 +71,7 @@ def fp16(monkeypatch):
 def test_an_fp16_step_that_overflows_is_skipped_counted_and_a_step(fp16, train_command, tmp_path):
     """The scale begins at 2^30: some halvings are needed, each a step without an update.
 
-    Red: no `where` around the norm; a norm for windows without one.
+    Red: no `where` around the norm; scalars of windows without an update.
     """
     fp16(2.0**30)
     folder = train_command(logging_steps=1, dropout=0.0)
@@ -81,8 +81,8 @@ def test_an_fp16_step_that_overflows_is_skipped_counted_and_a_step(fp16, train_c
     assert skipped[0] == 1
     assert 3 < sum(skipped) < 28
     updated = [step for step, out in enumerate(skipped, 1) if not out]
-    assert [step for step, _ in curves["train/grad_norm"]] == updated
-    assert losses(folder) == pytest.approx([0.69] * 28, abs=0.1)
+    for tag in ("train/loss", "train/grad_norm"):
+        assert [step for step, _ in curves[tag]] == updated
     moments = load_file(folder / "last" / "optimizer.safetensors")
     counts = {tensor.item() for name, tensor in moments.items() if name.startswith("step ")}
     assert counts == {28 - sum(skipped)}

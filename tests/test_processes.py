@@ -164,10 +164,11 @@ def one_process(tiny, corpus, tmp_path_factory):
     return flags, folder / "run", folder / "killed"
 
 
-def assert_same_training(one, several):
-    """Weights, moments and curves to rounding."""
+def assert_same_training(one, several, rounding=1e-6):
+    """Weights, moments and curves to rounding. (Where a gradient is next to 0, AdamW makes a whole
+    step of its rounding: that shows in some weights of a larger model.)"""
     for name, tensor in weights_of(one).items():
-        assert (tensor - weights_of(several)[name]).abs().max() < 1e-6
+        assert (tensor - weights_of(several)[name]).abs().max() < rounding
     moments = [load_file(folder / "last" / "optimizer.safetensors") for folder in (one, several)]
     assert moments[0].keys() == moments[1].keys()
     assert all(torch.allclose(moments[0][key], moments[1][key], atol=1e-7) for key in moments[0])
