@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from signal import SIGINT, SIGTERM
 
 import torch
@@ -40,10 +39,13 @@ def run_command(main):
         if lines is None and not met:
             raise
         if lines is None and first:
-            traceback.print_exception(error)
+            sys.excepthook(type(error), error, error.__traceback__)  # torch's, which names the rank
         elif first:
             print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
-        if met:  # to leave the others in order could take until the timeout of what they wait for
+        if met:
+            # The launcher ends all as soon as one has ended: the first must have had its say. And
+            # to part from the others in order could take until the timeout of what they wait for.
+            time.sleep(0 if first else 1)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)

@@ -59,9 +59,11 @@ def losses(words: list[str]) -> tuple[list[float], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=JOBS)
     options = parser.parse_args()
     result = about_machine() | {"jobs": {}}
-    for name, words in JOBS.items():
+    for name in options.jobs:
+        words = JOBS[name]
         plain, before = losses(words)
         compiled, after = losses([*words, "--torch_compile"])
         pairs = list(zip(plain, compiled, strict=True))
