@@ -287,6 +287,8 @@ def prepare(config: Config, accelerator: Accelerator, settings: dict | None = No
             "than the main one, so their batches differ; give all machines the same data"
         )
     if config.torch_compile:
+        # Its cuts at the buckets of DDP fail where lengths vary (torch 2.13: 'int' has no 'meta').
+        torch._dynamo.config.optimize_ddp = False
         model.compile()
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)

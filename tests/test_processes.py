@@ -46,44 +46,6 @@ def launch(processes: int, script: str, *flags: str) -> str:
     return out
 
 
-def test_processes_and_accumulation_change_no_loss_gradient_rate_or_validation(
-    tiny, corpus, tmp_path
-):
-    """Invariants 1, 5 and 8; batches of 7 and 8 over 8 parts leave a process without an example.
-
-    Red: `loss` without `* processes`; a prepared scheduler; predict without its reduce.
-    """
-    processes, accumulation, size = 2, 4, 1
-    common = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS]
-    one = [*common, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'one'}"]
-    several = [
-        *common,
-        f"--per_device_train_batch_size={size}",
-        f"--gradient_accumulation_steps={accumulation}",
-        f"--output_dir={tmp_path / 'several'}",
-    ]
-    train.main(one)
-    said = launch(processes, "train.py", *several)
-    assert said.count("starting:") == 1  # only the main process prints
-    assert f"of batch 8: {processes} x cpu (DDP) x {accumulation} of at most {size};" in said
-    curves = [scalars(tmp_path / name) for name in ("one", "several")]
-    for tag in (
-        "train/loss",
-        "train/grad_norm",
-        "train/learning_rate",
-        "validation/loss",
-        "validation/accuracy",
-    ):
-        assert [step for step, _ in curves[1][tag]] == [step for step, _ in curves[0][tag]]
-        expected = [value for _, value in curves[0][tag]]
-        assert [value for _, value in curves[1][tag]] == pytest.approx(expected, rel=1e-4)
-    differences = [
-        (tensor - weights_of(tmp_path / "several")[name]).abs().max()
-        for name, tensor in weights_of(tmp_path / "one").items()
-    ]
-    assert max(differences) < 1e-4
-
-
 @pytest.mark.parametrize(("processes", "size", "count"), [(2, 50, 7), (3, 9, 6)])
 def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, count):
     """Invariants 1, 5 and 8 against float64, one process, one forward pass: bench/dealing.py, which
@@ -188,7 +150,7 @@ def test_a_run_of_one_process_goes_on_with_three(one_process, tmp_path):
     shutil.copytree(killed, tmp_path / "run")
     same = [*flags, "--per_device_train_batch_size=8", f"--output_dir={tmp_path / 'run'}"]
     said = launch(3, "train.py", *same)
-    assert "resuming at step 5" in said
+    assert said.count("resuming at step 5") == 1  # only the main process prints
     adapted = "--per_device_train_batch_size 3 --gradient_accumulation_steps 1"
     assert f"the batches of 8 are kept, with {adapted}" in said
     assert_same_training(one, tmp_path / "run")
@@ -237,7 +199,6 @@ def write_script(folder, body: str):
     ("body", "line", "traceback"),
     [
         ("if (step, rank) == (3, 1): raise train.UserError('the disk')", "error: the disk", None),
-        ("if step == 3: raise train.UserError(f'all of us')", "error: all of us", None),
         ("if (step, rank) == (3, 1): raise ValueError('a fault')", None, "[rank1]: ValueError"),
         (
             "if (step, rank) == (3, 1): os.kill(os.getpid(), 9)",
@@ -289,6 +250,26 @@ def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
     assert [lines.count(f"tokenised {texts}") for texts in (105, 45)] == [1, 1]
 
 
+def test_a_compiled_model_trains_alike_on_two_processes(one_process, tmp_path):
+    """With lengths that vary, under DDP. Without inductor: bench/compiled.py has it.
+
+    Red: torch's optimize_ddp left on.
+    """
+    flags, one, _ = one_process
+    script = write_script(tmp_path, "pass")
+    fast = (
+        "import torch\n"
+        "compiled = torch.nn.Module.compile\n"
+        "torch.nn.Module.compile = lambda self: compiled(self, backend='aot_eager')\n"
+    )
+    script.write_text(script.read_text().replace("import train\n", fast + "import train\n"))
+    flags = [*flags, "--per_device_train_batch_size=4", "--torch_compile"]
+    with start(2, script, *flags, f"--output_dir={tmp_path / 'run'}") as running:
+        _, err = running.communicate(timeout=200)
+    assert running.returncode == 0, err[-3000:]
+    assert_same_training(one, tmp_path / "run", rounding=1e-5)
+
+
 def test_two_machines_are_one_run(one_process, tmp_path):
     """Two launchers on two loopback addresses that share no disk: each has its own output folder
     and caches. The second machine writes nothing, and needs no `last/` to go on from.
@@ -324,29 +305,25 @@ def test_two_machines_are_one_run(one_process, tmp_path):
     assert_same_training(one, tmp_path / "machine0")
 
 
-def test_a_launcher_that_starts_one_process_for_two_is_refused(tiny, corpus, tmp_path):
-    """As `accelerate launch --cpu` does. Red: no look at MASTER_PORT in check_world."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
-    flags = [f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path / 'run'}"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "train.py"), *flags], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode != 0
-    assert "error: several processes were asked for, and" in done.stderr
-    assert not (tmp_path / "run").exists()
+# What that launcher exports (accelerate 1.15.0), among others.
+LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(
     ("env", "line"),
     [
+        (LAUNCHED, "several processes were asked for, and Accelerate made each a run of its own"),
         ({"WORLD_SIZE": "2"}, "2 processes were asked for, and Accelerate made each a run of its"),
         ({"ACCELERATE_USE_FSDP": "true"}, "configured for FSDP2, which it has on GPUs alone"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "configured for DeepSpeed, which "),
     ],
 )
 def test_processes_and_shards_that_were_asked_for_are_there(env, line, tmp_path, monkeypatch):
-    """torchrun without ACCELERATE_USE_CPU starts as many runs as processes, and a file for shards
-    on a machine without GPUs gives none. Red: check_world, or SHARDED, not looked at."""
+    """`accelerate launch --cpu --num_processes 2` starts one process, torchrun without
+    ACCELERATE_USE_CPU as many runs as processes, and a file for shards gives none without GPUs.
+
+    Red: check_world, its look at MASTER_PORT, or SHARDED left out.
+    """
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=line):
