@@ -251,10 +251,8 @@ def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
 
 
 def test_a_compiled_model_trains_alike_on_two_processes(one_process, tmp_path):
-    """With lengths that vary, under DDP. Without inductor: bench/compiled.py has it.
-
-    Red: torch's optimize_ddp left on.
-    """
+    """With lengths that vary, under DDP. Without inductor, which alone fails with optimize_ddp left
+    on: bench/compiled.py has it. Red: `loss` without `* processes`."""
     flags, one, _ = one_process
     script = write_script(tmp_path, "pass")
     fast = (
