@@ -16,6 +16,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast,
     is_deepspeed_available,
+    parse_flag_from_env,
 )
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -60,8 +61,7 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UserError(f"accelerate is configured for {precision}; give --mixed_precision bf16")
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16: needs a CUDA GPU; give bf16 or no")
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if deepspeed and not is_deepspeed_available():
+    if parse_flag_from_env(SHARDED["DEEPSPEED"]) and not is_deepspeed_available():
         raise UserError(
             "accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed"
         )
@@ -83,7 +83,7 @@ def check_engine(accelerator: Accelerator) -> None:
     check_world()
     engine = accelerator.distributed_type.value
     for wanted, variable in SHARDED.items():
-        if os.environ.get(variable, "").lower() == "true" and engine != wanted:
+        if parse_flag_from_env(variable) and engine != wanted:
             raise UserError(
                 f"accelerate is configured for {SUPPORTED[wanted]}, which it has on GPUs alone; "
                 "here it would be plain DDP: give no configuration file"
@@ -131,9 +131,7 @@ def all_finite(model) -> torch.Tensor:
 def own_shard(parameter) -> torch.Tensor:
     if isinstance(parameter, DTensor):
         return parameter.to_local()
-    if hasattr(
-        parameter, "ds_tensor"
-    ):  # ZeRO 3, whose last shard is padded with whatever was there
+    if hasattr(parameter, "ds_tensor"):  # ZeRO 3: the last shard is padded with anything
         size = parameter.ds_tensor.numel()
         begin = torch.distributed.get_rank() * size
         return parameter.ds_tensor[: max(0, parameter.ds_numel - begin)]
