@@ -8,11 +8,11 @@ import hashlib
 import itertools
 import os
 import sys
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset, List, Value, disable_progress_bars, load_dataset, logging
@@ -123,75 +123,88 @@ def read_labelled(
         table: any columns; labels are class labels, integers, booleans or strings.
         names: those of a trained model, which must include the table's; default: the table's.
     """
-    for flag, column in (("--text_column", text_column), ("--label_column", label_column)):
-        if column not in table.column_names:
+    for flag, wanted in (("--text_column", text_column), ("--label_column", label_column)):
+        if wanted not in table.column_names:
             raise UserError(
-                f"{flag} {column}: no such column; give one of {', '.join(table.column_names)}"
+                f"{flag} {wanted}: no such column; give one of {', '.join(table.column_names)}"
             )
     if text_column == label_column:
         raise UserError(f"--label_column {label_column}: is the --text_column too; give another")
     if not len(table):
         raise UserError("the data set holds no rows; give one that does")
-    texts, labels = table[text_column][:], table[label_column][:]
-    check_texts(texts, text_column)
-    feature = table.features[label_column]
+    check_texts(table, text_column)
+    own, values, which = read_labels(table, label_column)
+    if names is None and len(set(values)) < 2:
+        raise UserError(
+            f"--label_column {label_column}: only class {values[0]!r}; give two or more"
+        )
+    names = own if names is None else names
+    if unknown := sorted(set(values) - set(names)):
+        raise UserError(
+            f"label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
+        )
+    labels = np.array([names.index(value) for value in values])[which]
+    columns = {"text": column(table, text_column), "labels": labels}
+    identity = Hasher.hash((table._fingerprint, text_column, label_column, names))
+    result = Dataset(pa.table(columns), fingerprint=identity)
+    return result.cast_column("labels", ClassLabel(names=names))
+
+
+def read_labels(table: Dataset, name: str) -> tuple[list[str], list[str], np.ndarray]:
+    """The names of all classes; those that occur; and (rows,) which of these each row has."""
+    feature = table.features[name]
     kind = "lists" if isinstance(feature, List) else getattr(feature, "dtype", "mixed values")
     classes = ("int", "uint", "bool", "string", "large_string", "timestamp", "date", "null")
     if not isinstance(feature, ClassLabel | Value) or not kind.startswith(classes):
         raise UserError(
-            f"--label_column {label_column}: holds {kind}; give one class label a text, as integer "
+            f"--label_column {name}: holds {kind}; give one class label a text, as integer "
             "or string (regression and several labels a text are not supported)"
         )
-    unlabelled = [
-        row
-        for row, label in enumerate(labels)
-        if label is None
-        or not str(label).strip()
-        or (label == -1 and isinstance(feature, ClassLabel))  # -1 / 1 are two classes elsewhere
-    ]
-    if unlabelled:
-        row = unlabelled[0]
-        raise UserError(
-            f"--label_column {label_column}: row {row} of {len(labels)} has no label "
-            f"({labels[row]!r}); remove such rows"
-        )
+    encoded = pc.dictionary_encode(column(table, name), null_encoding="encode").combine_chunks()
+    values, which = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    for number, label in enumerate(values):
+        unnamed = label == -1 and isinstance(feature, ClassLabel)  # -1 / 1 are classes elsewhere
+        if label is None or not str(label).strip() or unnamed:
+            raise UserError(
+                f"--label_column {name}: row {np.argmax(which == number)} of {len(table)} "
+                f"has no label ({label!r}); remove such rows"
+            )
     if isinstance(feature, ClassLabel):
-        own = feature.names
-        labels = [own[label] for label in labels]
-    else:
-        own = [str(value) for value in sorted(set(labels))]
-        labels = [str(label) for label in labels]
-    if names is None and len(set(labels)) < 2:
-        raise UserError(
-            f"--label_column {label_column}: only class {labels[0]!r}; give two or more"
-        )
-    names = own if names is None else names
-    if unknown := sorted(set(labels) - set(names)):
-        raise UserError(
-            f"label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
-        )
-    ids = {name: index for index, name in enumerate(names)}
-    result = Dataset.from_dict({"text": texts, "labels": [ids[label] for label in labels]})
-    return result.cast_column("labels", ClassLabel(names=names))
+        return feature.names, [feature.names[label] for label in values], which
+    return [str(label) for label in sorted(values)], [str(label) for label in values], which
 
 
-def check_texts(texts: list, column: str) -> None:
+def column(data: Dataset, name: str) -> pa.ChunkedArray:
+    """One column, where it lies: a list of Python objects takes ten times the room and time."""
+    return data.select_columns([name]).with_format("arrow")[:][name]
+
+
+def check_texts(table: Dataset, name: str) -> None:
     """Raises `UserError` at the first value that is no text or an empty one."""
-    for row, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            what = "is empty" if text is None or isinstance(text, str) else f"is {text!r}, not text"
-            raise UserError(f"row {row} of column {column!r} {what}; remove or fill such rows")
+    texts = column(table, name)
+    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(True)
+    else:  # no text, or values of several kinds
+        empty = pa.array(not (isinstance(text, str) and text.strip()) for text in table[name])
+    row = pc.index(empty, True).as_py()
+    if row >= 0:
+        text = table[name][row]
+        what = "is empty" if text is None or isinstance(text, str) else f"is {text!r}, not text"
+        raise UserError(f"row {row} of column {name!r} {what}; remove or fill such rows")
 
 
 # ---------------------------------------------------------------- rows of a split
 
 
-def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[list[int], list[int]]:
+def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers (the part, the rest), ascending; each class has its share to within one row.
 
     Equal texts stay on one side: 97 of IMDb's training reviews stand there twice, and a copy in
     the validation split would be scored from memory. A text goes to the part if all its copies
     fit into their classes' quotas, so sizes are exact wherever unique texts can fill the quotas.
+
+    Args:
+        texts: anything hashable for each row. Texts of one hash count as equal, at no harm.
     """
     labels = np.asarray(labels)
     counts = np.bincount(labels)
@@ -199,28 +212,28 @@ def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[list[int]
     quota = np.floor(exact).astype(int)
     largest_remainders = np.argsort(-(exact - quota), kind="stable")
     quota[largest_remainders[: size - quota.sum()]] += 1
+    quota = quota.tolist()
 
-    copies = {}
-    for row, text in enumerate(texts if texts is not None else range(len(labels))):
+    copies = {}  # of a hash, the rows: for most of them, one
+    for row, text in enumerate(map(hash, texts) if texts is not None else range(len(labels))):
         copies.setdefault(text, []).append(row)
-    groups = list(copies.values())
-    part = []
+    groups, class_of = list(copies.values()), labels.tolist()
+    part = np.zeros(len(labels), dtype=bool)
     for index in np.random.default_rng(seed).permutation(len(groups)):
-        need = Counter(labels[groups[index]].tolist())
-        if all(quota[label] >= count for label, count in need.items()):
-            part += groups[index]
-            for label, count in need.items():
-                quota[label] -= count
-    return sorted(part), sorted(set(range(len(labels))) - set(part))
+        need = [class_of[row] for row in groups[index]]
+        if all(quota[label] >= need.count(label) for label in need):
+            part[groups[index]] = True
+            for label in need:
+                quota[label] -= 1
+    return np.flatnonzero(part), np.flatnonzero(~part)
 
 
 def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
     """(train, validation) of a labelled split; IMDb gives the published 17,500 and 7,500."""
-    labels, texts = data["labels"][:], data["text"][:]
-    count = round(len(data) * config.validation_size)
-    names = data.features["labels"].names
-    validation, train = stratified_part(labels, count, config.validation_seed, texts)
     seed, size = config.validation_seed, config.validation_size
+    labels, names = column(data, "labels").to_numpy(), data.features["labels"].names
+    texts = (text for chunk in column(data, "text").chunks for text in chunk.to_pylist())
+    validation, train = stratified_part(labels, round(len(data) * size), seed, texts)
     parts = []
     for side, rows in (("train", train), ("validation", validation)):
         flag = f"max_{side}_samples"
@@ -230,7 +243,7 @@ def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
             (whole, f"--validation_size {size}"),
             (part, f"--{flag} {len(part)}"),
         ):
-            if missing := set(labels) - set(chosen["labels"][:]):
+            if missing := set(labels) - set(column(chosen, "labels").to_numpy()):
                 raise UserError(
                     f"{given}: of {len(data)} texts the {side} split gets none of class "
                     f"{names[min(missing)]!r}; give more texts, or another value"
@@ -243,7 +256,7 @@ def sample(data: Dataset, size: int | None, seed: int) -> Dataset:
     """A stratified part of so many rows; all of them for None or where there are fewer."""
     if size is None or size >= len(data):
         return data
-    return data.select(stratified_part(data["labels"][:], size, seed)[0])
+    return data.select(stratified_part(column(data, "labels").to_numpy(), size, seed)[0])
 
 
 # ---------------------------------------------------------------- text -> token ids
@@ -323,13 +336,16 @@ def plan_epoch(
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
-    batches = np.array_split(order, -(-len(lengths) // batch_size))
-    for start in range(0, len(batches), window):
-        rows = np.concatenate(batches[start : start + window])
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        edges = np.cumsum([len(batch) for batch in batches[start : start + window]])[:-1]
-        batches[start : start + window] = np.split(rows, edges)
-    return [batches[index] for index in rng.permutation(len(batches))]
+    batches = -(-len(lengths) // batch_size)
+    small, larger = divmod(len(lengths), batches)
+    ends = np.cumsum(np.full(batches, small) + (np.arange(batches) < larger))
+    starts = np.concatenate([[0], ends[:-1]])
+    # By window, then by length: one sort for all windows, in which the order of equals stands.
+    windows = np.repeat(np.arange(batches) // window, ends - starts)
+    if window > 1:
+        order = order[np.argsort(windows * (lengths.max() + 1) + lengths[order], kind="stable")]
+    shuffled = rng.permutation(batches)
+    return [order[start:end] for start, end in zip(starts[shuffled], ends[shuffled], strict=True)]
 
 
 class BatchPlan:
@@ -419,7 +435,7 @@ def eval_loader(data, batch_size: int, process: int, processes: int, collator):
     Longest first: what does not fit into memory fails at once, not at the end. All processes have
     equally many batches, so that they can agree on something before each; the last may be empty.
     """
-    order = np.argsort(-np.asarray(data["length"][:]), kind="stable")[process::processes]
+    order = np.argsort(-column(data, "length").to_numpy(), kind="stable")[process::processes]
     most = -(-len(data) // processes)
     batches = [order[at : at + batch_size].tolist() for at in range(0, most, batch_size)]
     return make_loader(data, batches, collator), batches

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Config, UserError
-from eval import set_threads
+from eval import keep_freed_memory, set_threads
 from processes import check_world, on_main
 
 # What Accelerate calls the engines, and what everybody else does.
@@ -76,6 +76,7 @@ def make_accelerator(config: Config) -> Accelerator:
     # Or from_pretrained would shard the model as it loads, all processes at a time, under ZeRO 3.
     unset_hf_deepspeed_config()
     set_threads(config.num_threads)
+    keep_freed_memory()
     return accelerator
 
 

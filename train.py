@@ -27,6 +27,7 @@ from config import GO_ON, Config, UserError, parse
 from data import (
     BatchPlan,
     Collator,
+    column,
     fingerprint,
     read_labelled,
     read_table,
@@ -294,7 +295,7 @@ def prepare(config: Config, accelerator: Accelerator, settings: dict | None = No
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     model, optimizer = engines.prepare(accelerator, config, model, optimizer)
     plan = BatchPlan(
-        train["length"][:],
+        column(train, "length").to_numpy(),
         settings["global_batch_size"],
         config.seed,
         config.train_sampling_strategy,

@@ -35,9 +35,10 @@ import train
 from bench.machine import about_machine
 from config import Config
 from data import Collator
-from eval import make_report, predict
+from eval import predict, score
 from model import load_model
 from processes import run_command
+from report import make_report
 
 GLOBAL_BATCHES = (12, 24)  # 24 texts are 1, 2, 3 processes x 1, 2, 3, 4 micro-batches but for 3 x 3
 SIZES = (105, 50, 13)  # training texts: a global batch divides none of them
@@ -249,6 +250,10 @@ def worker(folder: Path, loops: list[str], sizes: list[int]) -> list[dict]:
     return results + evaluations(accelerator, run)
 
 
+def report_on(logits, labels) -> dict:
+    return make_report(score(logits, labels), logits.argmax(-1), labels, ["negative", "positive"])
+
+
 def evaluations(accelerator, run) -> list[dict]:
     results = []
     model = accelerator.unwrap_model(run.model)
@@ -256,11 +261,11 @@ def evaluations(accelerator, run) -> list[dict]:
         data = run.validation.select(range(size))
         labels = torch.as_tensor(data["labels"][:])
         logits = predict(model, data, Collator(run.tokenizer), batch, accelerator)
-        report = make_report(logits, labels, ["negative", "positive"])
+        report = report_on(logits, labels)
         alone = fresh_model(run.config).double().eval()
         with torch.inference_mode():
             rows = [alone(input_ids=torch.tensor([row])).logits[0] for row in data["input_ids"]]
-        expected = make_report(torch.stack(rows), labels, ["negative", "positive"])
+        expected = report_on(torch.stack(rows), labels)
         results.append(
             {
                 "evaluation": True,

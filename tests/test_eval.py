@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_rows, write_csv
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
@@ -18,6 +19,7 @@ import eval as evaluation
 from config import EvalConfig, UserError
 from data import Collator, eval_loader, read_labelled, read_table, tokenize
 from model import load_model, load_tokenizer
+from report import make_report, wilson
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +65,14 @@ def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
     assert saved[0] == saved[1]
 
 
-class Rows:
-    """What eval_loader needs of a data set, without one."""
-
-    column_names = ()
-
-    def __init__(self, lengths):
-        self.lengths = lengths
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __getitem__(self, name):
-        return self.lengths
-
-    def select_columns(self, names):
-        return self
-
-
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=100), st.integers(1, 9), st.integers(1, 7))
 def test_the_shares_of_all_processes_are_every_row_once(lengths, size, processes):
     """Invariant 5, for any count and processes, in equally many batches.
 
     Red: `[process::processes]` left away; `most = len(order)`.
     """
-    shares = [eval_loader(Rows(lengths), size, p, processes, None)[1] for p in range(processes)]
+    data = Dataset.from_dict({"length": lengths})
+    shares = [eval_loader(data, size, p, processes, None)[1] for p in range(processes)]
     rows = [row for share in shares for batch in share for row in batch]
     assert sorted(rows) == list(range(len(lengths)))
     assert len({len(share) for share in shares}) == 1
@@ -156,7 +141,8 @@ def test_report_equals_scikit_learns(pairs):
     names = ["a", "b", "c", "d"]
     true, predicted = (np.array(column) for column in zip(*pairs, strict=True))
     logits = torch.nn.functional.one_hot(torch.as_tensor(predicted), 4).float() * 3
-    report = evaluation.make_report(logits, torch.as_tensor(true), names)
+    true, predicted = torch.as_tensor(true), torch.as_tensor(predicted)
+    report = make_report(evaluation.score(logits, true), predicted, true, names)
     labels = range(4)
     expected = metrics.precision_recall_fscore_support(
         true, predicted, labels=labels, zero_division=0
@@ -176,7 +162,7 @@ def test_the_interval_is_wilsons(count, share):
 
     right = round(count * share)
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
-    low, high = evaluation.wilson(right / count, count)
+    low, high = wilson(right / count, count)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-7)
 
 

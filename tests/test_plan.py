@@ -103,7 +103,7 @@ def test_equal_texts_stay_on_one_side_of_a_split(rows, share, seed):
     """Red: `texts=None` in stratified_part, which splits row by row."""
     labels, texts = zip(*rows, strict=True)
     part, rest = stratified_part(labels, round(len(rows) * share), seed, texts)
-    assert sorted(part + rest) == list(range(len(rows)))
+    assert sorted([*part, *rest]) == list(range(len(rows)))
     assert not {texts[row] for row in part} & {texts[row] for row in rest}
 
 

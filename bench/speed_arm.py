@@ -1,0 +1,259 @@
+"""One arm of bench/speed.py in a process of its own; the last line it prints is its result as JSON.
+
+    python bench/speed_arm.py ARM WORK.json FLAGS OF train.py
+
+It starts as a user of that loop would start it (imports, data set, token ids from the cache of an
+earlier start, weights), and then trains on the handed reviews instead: `warm` batches, whose time
+does not count, and one epoch of `work`, in the order and padding that the arm has for them.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+ARMS = {
+    "HF Trainer": lambda *given: trainer(*given, grouped=False),
+    "HF Trainer, length grouping": lambda *given: trainer(*given, grouped=True),
+    "plain Accelerate loop": lambda *given: plain_loop(*given),
+    "HF Trainer, attention dropout 0": lambda *given: trainer(*given, False, 0.0),
+    "HF Trainer, length grouping, attention dropout 0": lambda *given: trainer(*given, True, 0.0),
+    "ours": lambda *given: ours(*given),
+    "ours, accelerate launch": lambda *given: ours(*given),
+}
+
+
+class Enough(Exception):
+    """Raised after the last step that counts."""
+
+
+class Clock:
+    """Told of the end of each step; ends the training after `last`."""
+
+    def __init__(self, warm: int, last: int, begun: float):
+        self.warm, self.last, self.begun, self.times = warm, last, begun, []
+        self.disable = True
+
+    def update(self, *_):
+        self.times.append(None)
+        if len(self.times) in (1, self.warm, self.last):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.times[-1] = time.time()
+        if len(self.times) == self.last:
+            raise Enough
+
+    def result(self) -> dict:
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {
+            "seconds": self.times[self.last - 1] - self.times[self.warm - 1],
+            "first_step_seconds": self.times[0] - self.begun,
+            "peak_bytes": peak,
+            "threads": torch.get_num_threads(),
+        }
+
+
+class Counting:
+    """A collator that keeps the shapes of its batches."""
+
+    def __init__(self, collator):
+        self.collator, self.shapes = collator, []
+
+    def __call__(self, rows):
+        batch = self.collator(rows)
+        self.shapes.append(tuple(batch["input_ids"].shape))
+        return batch
+
+
+def order_of(work: dict, grouped: bool, batch: int) -> list[int]:
+    """Row numbers: the warm ones, then one epoch of the rest by Trainer's own samplers.
+
+    Its length grouping cuts a data set of a few batches into windows of a fourth of it; it is given
+    the whole as one window, as it would have on a data set of 50 batches and more.
+    """
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    warm, rows = len(work["warm"]), len(work["work"])
+    if grouped:
+        lengths = [len(row["input_ids"]) for row in work["work"]]
+        order = get_length_grouped_indices(lengths, batch, mega_batch_mult=-(-rows // batch))
+    else:
+        order = torch.randperm(rows).tolist()
+    return [*range(warm), *(warm + row for row in order), *range(warm)]
+
+
+def start_as_in_the_tutorial(config, attention_dropout):
+    """Data set, tokenizer, token ids, model, as transformers' text classification guide has it."""
+    from datasets import load_dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model)
+    data = load_dataset(config.dataset, split="train")
+    max_length = config.max_length
+
+    def tokenise(rows):
+        return tokenizer(rows["text"], truncation=True, max_length=max_length)
+
+    data.map(tokenise, batched=True)
+    dropout = {} if attention_dropout is None else {"attention_dropout": attention_dropout}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        config.model, num_labels=2, **dropout
+    )
+    return tokenizer, model
+
+
+def trainer(config, work, clock, grouped, attention_dropout=None):
+    from datasets import Dataset
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    class Tell(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            clock.update()
+
+    batch = config.per_device_train_batch_size
+
+    class Handed(Trainer):
+        def _get_train_sampler(self, *_):
+            return order_of(work, grouped, batch)
+
+    tokenizer, model = start_as_in_the_tutorial(config, attention_dropout)
+    collator = Counting(DataCollatorWithPadding(tokenizer))
+    arguments = TrainingArguments(
+        output_dir=config.output_dir,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=batch,
+        learning_rate=config.learning_rate,
+        num_train_epochs=1,
+        bf16=config.mixed_precision == "bf16",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = Handed(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(work["warm"] + work["work"]),
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[Tell()],
+    )
+    try:
+        trainer.train()
+    except Enough:
+        yield clock.result() | {"shapes": list(collator.shapes)}
+    rows = Dataset.from_list(work["work"])
+    yield {"predict_seconds": timed(lambda: trainer.predict(rows))}
+
+
+def plain_loop(config, work, clock, attention_dropout=None):
+    """The loop of Accelerate's examples/nlp_example.py, on these reviews."""
+    from accelerate import Accelerator
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+    from transformers import get_linear_schedule_with_warmup
+
+    accelerator = Accelerator(mixed_precision="bf16" if config.mixed_precision == "bf16" else None)
+    tokenizer, model = start_as_in_the_tutorial(config, attention_dropout)
+
+    def collate_fn(examples):
+        return tokenizer.pad(examples, padding="longest", return_tensors="pt")
+
+    rows = Dataset.from_list(work["warm"] + work["work"])
+    collator = Counting(collate_fn)
+    loader = DataLoader(
+        rows,
+        sampler=order_of(work, False, config.per_device_train_batch_size),
+        collate_fn=collator,
+        batch_size=config.per_device_train_batch_size,
+        drop_last=True,
+    )
+    optimizer = torch.optim.AdamW(params=model.parameters(), lr=config.learning_rate)
+    schedule = get_linear_schedule_with_warmup(optimizer, 100, 1000)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    try:
+        model.train()
+        for batch in loader:
+            batch.to(accelerator.device)
+            outputs = model(**batch)
+            accelerator.backward(outputs.loss)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            clock.update()
+    except Enough:
+        yield clock.result() | {"shapes": collator.shapes}
+
+
+def ours(config, work, clock):
+    from datasets import Dataset
+
+    import train
+    from data import BatchPlan
+    from eval import predict
+
+    class Handed(BatchPlan):
+        """The warm batches, then the plan of the rest, then the warm ones again."""
+
+        def epoch(self, epoch):
+            warm = len(work["warm"])
+            rest = BatchPlan(self.lengths[warm:], self.batch_size, self.seed).epoch(epoch)
+            first = [torch.arange(i, i + batch).numpy() for i in range(0, warm, batch)]
+            return [*first, *(rows + warm for rows in rest), *first]
+
+    batch = config.per_device_train_batch_size
+    run = train.prepare(config, train.make_accelerator(config))
+    counting = Counting(train.Collator(run.tokenizer))
+    train.Collator = lambda tokenizer: counting
+    rows = Dataset.from_list(work["warm"] + work["work"])
+    run.train = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
+    run.plan = Handed(run.train["length"][:], batch, config.seed)
+    run.plan.steps_per_epoch = run.total_steps = clock.last + 1
+    run.bar, run.started = clock, time.perf_counter()
+    try:
+        with run.stop:
+            train.train(run)
+    except Enough:
+        yield clock.result() | {"shapes": list(counting.shapes)}
+    rows, collator = run.train.select(range(len(work["warm"]), len(run.train))), counting.collator
+
+    def evaluate(size):
+        return timed(lambda: predict(run.model, rows, collator, size, run.accelerator))
+
+    yield {"predict_seconds": evaluate(batch)}
+    yield {"predict_default_seconds": evaluate(config.per_device_eval_batch_size)}
+
+
+def timed(work) -> float:
+    begun = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    from config import Config, parse
+
+    arm, work, flags = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3:]
+    config = parse(Config, flags)
+    batch = config.per_device_train_batch_size
+    warm, last = (len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch)
+    torch.manual_seed(config.seed)
+    result = {}
+    for part in ARMS[arm](config, work, Clock(warm, last, float(work["begun"]))):
+        result |= part
+    tokens = sum(len(row["input_ids"]) for row in work["work"])
+    computed = sum(rows * longest for rows, longest in result.pop("shapes")[warm:last])
+    print(json.dumps({**result, "padding_fraction": 1 - tokens / computed}))
+
+
+if __name__ == "__main__":
+    main()
