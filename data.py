@@ -53,13 +53,18 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
         raise UserError(f"{flag} {name}: no such folder, nor a Hub name (OWNER/NAME); check it")
     if not is_offline_mode():
         try:
-            get_session().head(constants.ENDPOINT, timeout=10)
+            probe(constants.ENDPOINT)
         except Exception as error:  # whatever the HTTP library of the day raises for "no network"
             raise UserError(
                 f"{flag} {name}: {constants.ENDPOINT} does not answer ({type(error).__name__}); "
                 "give a local path, or set HF_HUB_OFFLINE=1 if it was downloaded before"
             ) from None
     return None
+
+
+@lru_cache  # one round trip a start, not one for each name
+def probe(endpoint: str) -> None:
+    get_session().head(endpoint, timeout=10)
 
 
 def read_table(

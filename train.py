@@ -37,7 +37,7 @@ from data import (
     train_loader,
 )
 from engines import clip_gradient, make_accelerator
-from eval import Scores, predict, score
+from eval import Scores, predict, score, to_device
 from model import load_model, load_tokenizer, parameter_groups
 from processes import Stop, Stopped, on_main, one_goes_first, run_command
 from state import (
@@ -82,9 +82,7 @@ def train(run: Run) -> None:
         step_loss = torch.zeros((), device=accelerator.device)
         for _ in range(accumulation):
             run.stop.check()
-            batch = {
-                key: value.to(accelerator.device) for key, value in next(micro_batches).items()
-            }
+            batch = to_device(next(micro_batches), accelerator.device)
             labels = batch.pop("labels")
             with accelerator.accumulate(model):  # gradients cross processes once, in the last
                 logits = model(**batch).logits.float()

@@ -1,6 +1,7 @@
 """The same training by HF Trainer, by a plain Accelerate loop and by ours, side by side.
 
     python bench/speed.py --rounds 5 --json FILE FLAGS OF train.py
+    python bench/speed.py --ablations ...          ours with one thing taken away at a time
 
 The work: batches from evenly spaced places of one length-sorted window of 50, so that a few
 batches have the lengths of the whole data set, and length grouping of either side the padding it
@@ -30,11 +31,13 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.machine import about_machine
-from bench.speed_arm import ARMS
+from bench.speed_arm import ABLATIONS, ARMS
 from config import Config, UserError, parse
 from data import BatchPlan
 from processes import run_command
 from train import make_accelerator, prepare
+
+SIDE_BY_SIDE = [arm for arm in ARMS if arm not in ABLATIONS]
 
 
 def choose_work(run, batches: int) -> dict:
@@ -84,7 +87,7 @@ def run_arm(arm: str, work: dict, seed: int, flags: list[str]) -> dict:
         command = [sys.executable, script, arm, str(file), *flags]
         if arm.endswith("accelerate launch"):
             command[:1] = [sys.executable, "-m", "accelerate.commands.launch"]
-        command += [f"--output_dir={folder}/run", f"--seed={seed}"]
+        command += [f"--output_dir={folder}", f"--seed={seed}"]
         file.write_text(json.dumps({**work, "begun": time.time()}))
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -120,9 +123,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=6)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=SIDE_BY_SIDE, choices=ARMS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--ablations", action="store_true")
     options, flags = parser.parse_known_args()
+    options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     config = parse(Config, flags)
     run = prepare(config, make_accelerator(config))
     device = run.accelerator.device.type

@@ -7,8 +7,9 @@ earlier start, weights), and then trains on the handed reviews instead: `warm` b
 does not count, and one epoch of `work`, in the order and padding that the arm has for them.
 """
 
+import dataclasses
 import json
-import resource
+import re
 import sys
 import time
 from pathlib import Path
@@ -25,7 +26,16 @@ ARMS = {
     "HF Trainer, length grouping, attention dropout 0": lambda *given: trainer(*given, True, 0.0),
     "ours": lambda *given: ours(*given),
     "ours, accelerate launch": lambda *given: ours(*given),
+    # One thing of ours taken away at a time.
+    "ours, random order": lambda *given: ours(*given, order="random"),
+    "ours, attention dropout 0.1": lambda config, *given: ours(
+        dataclasses.replace(config, attention_dropout=0.1), *given
+    ),
+    "ours, freed memory given back": lambda *given: ours(*given, take_away="keep_freed_memory"),
+    "ours, AdamW not fused": lambda *given: ours(*given, take_away="fused AdamW"),
+    "ours, mask always": lambda *given: ours(*given, take_away="no mask"),
 }
+ABLATIONS = [arm for arm in ARMS if arm.startswith("ours, ") and "launch" not in arm]
 
 
 class Enough(Exception):
@@ -52,7 +62,9 @@ class Clock:
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated()
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            # Not getrusage's ru_maxrss, which begins at what the parent held when it forked.
+            status = Path("/proc/self/status").read_text()
+            peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
         return {
             "seconds": self.times[self.last - 1] - self.times[self.warm - 1],
             "first_step_seconds": self.times[0] - self.begun,
@@ -192,7 +204,19 @@ def plain_loop(config, work, clock, attention_dropout=None):
         yield clock.result() | {"shapes": collator.shapes}
 
 
-def ours(config, work, clock):
+def take_away_from(train, what: str) -> None:
+    if what == "keep_freed_memory":
+        train.engines.keep_freed_memory = lambda: None
+    elif what == "fused AdamW":
+        fused = torch.optim.AdamW
+        torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
+    elif what == "no mask":
+        train.Collator.__call__ = lambda self, rows: dict(
+            super(train.Collator, self).__call__(rows)
+        )
+
+
+def ours(config, work, clock, order="group_by_length", take_away=""):
     from datasets import Dataset
 
     import train
@@ -204,11 +228,12 @@ def ours(config, work, clock):
 
         def epoch(self, epoch):
             warm = len(work["warm"])
-            rest = BatchPlan(self.lengths[warm:], self.batch_size, self.seed).epoch(epoch)
+            rest = BatchPlan(self.lengths[warm:], self.batch_size, self.seed, order).epoch(epoch)
             first = [torch.arange(i, i + batch).numpy() for i in range(0, warm, batch)]
             return [*first, *(rows + warm for rows in rest), *first]
 
     batch = config.per_device_train_batch_size
+    take_away_from(train, take_away)
     run = train.prepare(config, train.make_accelerator(config))
     counting = Counting(train.Collator(run.tokenizer))
     train.Collator = lambda tokenizer: counting
@@ -217,6 +242,7 @@ def ours(config, work, clock):
     run.plan = Handed(run.train["length"][:], batch, config.seed)
     run.plan.steps_per_epoch = run.total_steps = clock.last + 1
     run.bar, run.started = clock, time.perf_counter()
+    train.start_anew(run)  # writes last/, as every start does
     try:
         with run.stop:
             train.train(run)

@@ -1,7 +1,9 @@
 """Counting: every example once, integers exact, sums divided once; and what eval.py reports."""
 
 import csv
+import ctypes
 import json
+import resource
 import shutil
 
 import numpy as np
@@ -164,6 +166,17 @@ def test_the_interval_is_wilsons(count, share):
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
     low, high = wilson(right / count, count)
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-7)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator alone")
+def test_what_a_step_frees_the_next_one_has_without_page_faults():
+    """64 MB are 16,384 pages. Red: keep_freed_memory without its body."""
+    evaluation.keep_freed_memory()
+    faults = []
+    for _ in range(3):
+        torch.empty(2**24).fill_(1.0)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert faults[2] - faults[1] < 100
 
 
 def test_the_test_split_of_the_training_data_is_the_default(trained, capsys):
