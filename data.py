@@ -209,7 +209,7 @@ def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarra
     fit into their classes' quotas, so sizes are exact wherever unique texts can fill the quotas.
 
     Args:
-        texts: anything hashable for each row. Texts of one hash count as equal, at no harm.
+        texts: one for each row, or anything else hashable. Those of one hash count as equal.
     """
     labels = np.asarray(labels)
     counts = np.bincount(labels)
@@ -242,18 +242,17 @@ def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
     parts = []
     for side, rows in (("train", train), ("validation", validation)):
         flag = f"max_{side}_samples"
-        whole = data.select(rows)
-        part = sample(whole, getattr(config, flag), seed)
-        for chosen, given in (
-            (whole, f"--validation_size {size}"),
-            (part, f"--{flag} {len(part)}"),
-        ):
-            if missing := set(labels) - set(column(chosen, "labels").to_numpy()):
+        chosen = {f"--validation_size {size}": rows}
+        if (limit := getattr(config, flag)) and limit < len(rows):
+            rows = rows[stratified_part(labels[rows], limit, seed)[0]]
+            chosen[f"--{flag} {limit}"] = rows
+        for given, kept in chosen.items():
+            if len(missing := np.setdiff1d(labels, labels[kept])):
                 raise UserError(
                     f"{given}: of {len(data)} texts the {side} split gets none of class "
-                    f"{names[min(missing)]!r}; give more texts, or another value"
+                    f"{names[missing[0]]!r}; give more texts, or another value"
                 )
-        parts.append(part)
+        parts.append(data.select(rows))
     return tuple(parts)
 
 
@@ -347,8 +346,7 @@ def plan_epoch(
     starts = np.concatenate([[0], ends[:-1]])
     # By window, then by length: one sort for all windows, in which the order of equals stands.
     windows = np.repeat(np.arange(batches) // window, ends - starts)
-    if window > 1:
-        order = order[np.argsort(windows * (lengths.max() + 1) + lengths[order], kind="stable")]
+    order = order[np.argsort(windows * (lengths.max() + 1) + lengths[order], kind="stable")]
     shuffled = rng.permutation(batches)
     return [order[start:end] for start, end in zip(starts[shuffled], ends[shuffled], strict=True)]
 

@@ -58,19 +58,20 @@ def set_threads(asked: int | None) -> None:
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed for the next step. It gives blocks above 32 MB back to the
-    system at once, and those of activations come back as pages to be zeroed, one fault each: at
-    512 tokens a third of the time of a step on two cores. It costs no room beyond the peak."""
+    system at once, and those of activations come back as pages to be zeroed, one fault each.
+    Before version 2.35 it refuses that threshold; then nothing is changed."""
     trim_threshold, mmap_threshold, libc = -1, -3, ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(mmap_threshold, 2**30)
-        libc.mallopt(trim_threshold, 2**31 - 1)
+    if hasattr(libc, "mallopt") and libc.mallopt(mmap_threshold, 2**30):
+        libc.mallopt(trim_threshold, -1)  # never
 
 
 def to_device(batch: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
     """Through pinned memory to a GPU, so that the host goes on and need not wait for the copy."""
     if device.type == "cuda":
         batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        # Elsewhere (MPS) a copy that nobody waits for may read what was freed (pytorch#139550).
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 @torch.no_grad()  # inference_mode would leave FSDP2 and ZeRO 3 buffers that no gradient crosses

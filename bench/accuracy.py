@@ -4,7 +4,8 @@
 
 Each arm trains on the same reviews, from the same first weights, for as many steps; the arms differ
 in the order of the reviews and in attention dropout (HF Trainer as it comes: shuffled, the model's
-own dropout). What is finished stays in the folder, and the same command again goes on.
+own dropout). Give one epoch: of more, ours would keep its best by validation, Trainer its last.
+What is finished stays in the folder, and the same command again goes on.
 
 Two tests of a difference. Over the reviews: each one's share of seeds that are right under one arm,
 minus that under the other; mean and standard error over reviews. Over the seeds: the difference of
@@ -51,7 +52,7 @@ def measure(arm: str, seed: int, folder: Path, flags: list[str], test: int) -> n
     result = folder / f"right_{test}.npy"
     if not result.exists():
         begun = time.perf_counter()
-        if not (folder / "best" / "config.json").exists():
+        if not (folder / "best" / "training_config.json").exists():
             train(arm, seed, folder, flags)
         np.save(result, right(str(folder / "best"), test)[0].numpy())
         seconds = time.perf_counter() - begun
@@ -79,6 +80,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    given = options.folder / "flags.json"
+    if given.exists() and json.loads(given.read_text()) != flags:
+        raise UserError(f"--folder {options.folder}: holds runs with other flags; give another")
+    given.write_text(json.dumps(flags))
     found = {arm: [] for arm in options.arms}
     for seed, arm in itertools.product(options.seeds, options.arms):
         folder = options.folder / f"{arm.replace(', ', ' ').replace(' ', '_')}_{seed}"

@@ -25,8 +25,8 @@ def main(folder: str) -> None:
     DistilBertForMaskedLM(DistilBertConfig()).save_pretrained(target / "model")
 
     rng = np.random.default_rng(0)
-    lengths = np.minimum(rng.lognormal(5.35, 0.62, 25_000).astype(int) + 8, 1000)
-    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    lengths = np.minimum(rng.lognormal(5.38, 0.72, 25_000).astype(int) + 2, 1000)
+    words = np.array([word for word in tokenizer.get_vocab() if word.isalpha()])
     texts = [" ".join(rng.choice(words, length)) for length in lengths]
     reviews = Dataset.from_dict({"text": texts, "label": [row % 2 for row in range(len(texts))]})
     (target / "reviews").mkdir(parents=True, exist_ok=True)

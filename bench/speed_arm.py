@@ -8,8 +8,10 @@ does not count, and one epoch of `work`, in the order and padding that the arm h
 """
 
 import dataclasses
+import itertools
 import json
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -49,6 +51,9 @@ class Clock:
         self.warm, self.last, self.begun, self.times = warm, last, begun, []
         self.disable = True
 
+    def set_postfix(self, *_, **__):
+        pass  # it stands for train.py's progress bar
+
     def update(self, *_):
         self.times.append(None)
         if len(self.times) in (1, self.warm, self.last):
@@ -70,7 +75,23 @@ class Clock:
             "first_step_seconds": self.times[0] - self.begun,
             "peak_bytes": peak,
             "threads": torch.get_num_threads(),
+            "matmul_flops_per_second": matmul_rate(),
         }
+
+
+def matmul_rate(seconds: float = 2.0) -> float:
+    """FLOP/s of a product of two large matrices, the median of many: what the machine gives in the
+    minute and with the threads of this arm."""
+    cuda = torch.cuda.is_available()
+    size, dtype = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
+    a, b = (torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu") for _ in "ab")
+    times = [time.perf_counter()]
+    while times[-1] < times[0] + seconds:
+        a @ b
+        if cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+    return 2 * size**3 / statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
 
 
 class Counting:
@@ -211,9 +232,8 @@ def take_away_from(train, what: str) -> None:
         fused = torch.optim.AdamW
         torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
     elif what == "no mask":
-        train.Collator.__call__ = lambda self, rows: dict(
-            super(train.Collator, self).__call__(rows)
-        )
+        kind = train.Collator
+        kind.__call__ = lambda self, rows: dict(super(kind, self).__call__(rows))
 
 
 def ours(config, work, clock, order="group_by_length", take_away=""):
@@ -234,6 +254,7 @@ def ours(config, work, clock, order="group_by_length", take_away=""):
 
     batch = config.per_device_train_batch_size
     take_away_from(train, take_away)
+    config = dataclasses.replace(config, eval_steps=10**9)
     run = train.prepare(config, train.make_accelerator(config))
     counting = Counting(train.Collator(run.tokenizer))
     train.Collator = lambda tokenizer: counting
@@ -271,6 +292,8 @@ def main() -> None:
     arm, work, flags = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3:]
     config = parse(Config, flags)
     batch = config.per_device_train_batch_size
+    assert not len(work["warm"]) % batch
+    assert not len(work["work"]) % batch
     warm, last = (len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch)
     torch.manual_seed(config.seed)
     result = {}

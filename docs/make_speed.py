@@ -24,8 +24,8 @@ is worth, and what was tried in vain: [details.md](details.md) and [logbook.md](
 {hardware}; {versions}. {parameters:.1f}M parameters, {precision}, batch {batch}, {reviews} reviews
 of {mean_tokens:.0f} tokens on average ({all_tokens:.0f} in the whole training split). One process
 after another, in turn and back, medians of {rounds} rounds (ranges in brackets). A product of two
-large matrices ran at {rate} GFLOP/s in these rounds, against which useful FLOPs (of tokens that are
-no padding) are set.
+large matrices ran at {rate} GFLOP/s, measured after each training; against that useful FLOPs (of
+tokens that are no padding) are set.
 
 """
 
@@ -93,7 +93,8 @@ def evaluations(result: dict) -> str:
 
 
 def speed_page(result: dict) -> str:
-    work = result["work"]
+    work, measured = result["work"], [one for found in result["rounds"].values() for one in found]
+    rates = [one["matmul_flops_per_second"] / 1e9 for one in measured]
     head = HEAD.format(
         command=result["command"],
         hardware=result["hardware"],
@@ -104,8 +105,8 @@ def speed_page(result: dict) -> str:
         reviews=work["reviews"],
         mean_tokens=work["mean_tokens"],
         all_tokens=work["mean_tokens_of_the_data_set"],
-        rounds=len(result["matmul_flops_per_second"]),
-        rate=", ".join(f"{rate / 1e9:.0f}" for rate in result["matmul_flops_per_second"]),
+        rounds=len(result["rounds"]["ours"]),
+        rate=f"{min(rates):.0f} to {max(rates):.0f}",
     )
     return head + speed_table(result, FIGURES, ranges=True) + evaluations(result)
 

@@ -1,8 +1,8 @@
 """Counting: every example once, integers exact, sums divided once; and what eval.py reports."""
 
 import csv
-import ctypes
 import json
+import platform
 import resource
 import shutil
 
@@ -168,7 +168,7 @@ def test_the_interval_is_wilsons(count, share):
     assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-7)
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc's allocator alone")
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="glibc 2.35 or newer")
 def test_what_a_step_frees_the_next_one_has_without_page_faults():
     """64 MB are 16,384 pages. Red: keep_freed_memory without its body."""
     evaluation.keep_freed_memory()

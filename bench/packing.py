@@ -1,8 +1,8 @@
 """On one GPU: do packing or CUDA graphs beat the length windows by enough to earn their lines?
 
-    python bench/kernels.py --json FILE FLAGS OF train.py
+    python bench/packing.py --json FILE FLAGS OF train.py
 
-Training steps (bfloat16, DistilBERT) on the batches of one length-sorted window of 50, shuffled:
+Training steps (bfloat16, DistilBERT) on 50 batches of an epoch of length windows:
 
 - windows: as train.py has them, padded to the longest, without a mask where nothing is padded;
 - packed: the reviews of a batch in one row, attention by torch's varlen_attn within each review,
@@ -36,11 +36,12 @@ from processes import run_command
 from train import make_accelerator, prepare
 
 
-def packed_attention(module, query, key, value, mask, scaling=None, ends=None, longest=0, **_):
-    """(1, heads, tokens, width) of a row of reviews that end at `ends`, each by itself."""
+def packed_attention(module, query, key, value, mask, ends=None, longest=0, **_):
+    """(1, heads, tokens, width) of a row of reviews that end at `ends`, each by itself, with the
+    usual scale of 1 / sqrt(width)."""
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.is_cuda:
-        out = varlen_attn(query, key, value, ends, ends, longest, longest, scale=scaling)
+        out = varlen_attn(query, key, value, ends, ends, longest, longest)
         return out[None], None
     reviews = zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)
     alone = [
@@ -73,17 +74,17 @@ def steps_of(run, arm: str, batches: list[list[dict]]):
     """A function that trains on all batches once."""
     model, optimizer, device = run.model, run.optimizer, run.accelerator.device
     plain = Collator(run.tokenizer, pad_to_multiple_of=64 if arm == "CUDA graphs" else None)
-    make = (lambda rows: pack(rows, device)) if arm == "packed" else plain
+
+    def make(rows):
+        return pack(rows, device) if arm == "packed" else to_device(plain(rows), device)
 
     def logits_of(batch):
-        if arm == "packed":
-            return packed_logits(model, batch)
-        return model(**to_device(batch, device)).logits
+        return packed_logits(model, batch) if arm == "packed" else model(**batch).logits
 
     def epoch():
         for rows in batches:
             batch = make(rows)
-            labels = batch.pop("labels").to(device)
+            labels = batch.pop("labels")
             with run.accelerator.autocast():
                 loss = F.cross_entropy(logits_of(batch).float(), labels)
             run.accelerator.backward(loss)
@@ -98,6 +99,8 @@ def measure(config: Config, arm: str, rounds: int) -> dict:
     run = prepare(config, make_accelerator(config))
     run.model.train()
     cuda = run.accelerator.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     bare = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     if arm == "packed":
         bare.set_attn_implementation("packed")
@@ -150,7 +153,7 @@ def main() -> None:
         arms += ["compiled", "CUDA graphs"]
     result = {
         **about_machine(),
-        "command": " ".join(["python", "bench/kernels.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "bench/packing.py", *sys.argv[1:]]),
         "batch": config.per_device_train_batch_size,
         "arms": {arm: measure(config, arm, options.rounds) for arm in arms},
     }
