@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -391,6 +392,7 @@ def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
 # ---------------------------------------------------------------- padded batches
 
 
+@dataclass
 class Collator(DataCollatorWithPadding):
     """Rows (`input_ids`, `labels`) to tensors of (rows, longest) token ids and (rows,) labels.
 
@@ -400,12 +402,15 @@ class Collator(DataCollatorWithPadding):
     cross-entropy ignores.
     """
 
+    return_tensors: str | None = None  # for "pt", transformers 5.23 visits each token in Python
+
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         idle = {"input_ids": [self.tokenizer.pad_token_id], "labels": -100}
-        batch = super().__call__(rows or [idle])
+        padded = super().__call__(rows or [idle])
+        batch = {name: torch.from_numpy(np.array(values)) for name, values in padded.items()}
         if batch["attention_mask"].all():
             del batch["attention_mask"]
-        return dict(batch)
+        return batch
 
 
 def make_loader(data: Dataset, batches, collator) -> DataLoader:
