@@ -8,8 +8,8 @@ few batches have the lengths of the whole data set, and length grouping of eithe
 it has there. Every arm trains on those reviews, shuffled or grouped as it does, in a process of its
 own (bench/speed_arm.py), one after another, the order turned round every second round. Warm-up
 steps (reviews of the greatest length; on a GPU batches of many lengths too) are left out. Before
-that, one start of each with an empty cache of datasets: the time to its first step with
-tokenising.
+that, one start of Trainer and of ours with an empty cache of datasets: the time to the first step
+with tokenising.
 
 Useful FLOPs: those of the matrix products of the model for the tokens that are no padding (forward,
 and twice that backward), from the shapes of its layers and the lengths of the reviews. They are set
@@ -146,7 +146,7 @@ def main() -> None:
     del run
     short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
     short = short[: config.per_device_train_batch_size]
-    for arm in options.arms:
+    for arm in ("HF Trainer", "ours"):
         started = run_arm(arm, {"warm": short, "work": short}, 0, flags, first=True)
         result["first_start_seconds"][arm] = seconds = started["first_step_seconds"]
         print(f"{arm}: first step of a first start after {seconds:.1f} s", flush=True)

@@ -182,6 +182,8 @@ def trainer(config, work, clock, grouped, attention_dropout=None):
         trainer.train()
     except Enough:
         yield clock.result() | {"shapes": list(collator.shapes)}
+    if grouped or attention_dropout is not None:
+        return  # of no meaning for an evaluation
     rows = Dataset.from_list(work["work"])
     yield {"predict_seconds": timed(lambda: trainer.predict(rows))}
 
