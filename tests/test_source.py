@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, make_rows, write_csv
@@ -36,6 +38,15 @@ def test_imports_go_one_way():
             }.get(type(node), lambda n: [])(node)
             for module in imported:
                 assert module not in CORE[position:], f"{name}.py imports {module}"
+
+
+def test_train_does_not_wait_for_evaluate():
+    """It takes two seconds to import, for a report that train.py does not make.
+
+    Red: `import report` at the top of eval.py.
+    """
+    program = "import sys, train; sys.exit('evaluate' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def test_the_test_split_has_no_part_in_training(tiny, tmp_path):
