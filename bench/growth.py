@@ -72,6 +72,7 @@ def start(path: str, folder: str, steps: int) -> dict:
 
     imported = time.perf_counter()
     flags = [f"--dataset={path}", f"--model={ROOT / 'demo/model'}", f"--output_dir={folder}"]
+    flags += ["--max_length=80"]
     config = parse(Config, [*flags, f"--max_steps={steps or 1}", "--validation_size=0.1"])
     run = train.prepare(config, train.make_accelerator(config))
     run.plan[0]
