@@ -92,7 +92,9 @@ def main() -> None:
     found = {arm: np.stack(rows) for arm, rows in found.items()}
     result = {
         **about_machine(),
-        "command": " ".join(["python", "bench/accuracy.py", *sys.argv[1:]]),
+        "flags": flags,
+        "seeds": options.seeds,
+        "test_reviews": options.test,
         "accuracy": {arm: rows.mean(1).tolist() for arm, rows in found.items()},
         "comparisons": {
             f"{a} - {b}": compare(found[a], found[b])

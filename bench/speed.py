@@ -123,13 +123,16 @@ def main() -> None:
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     config = parse(Config, flags)
     run = prepare(config, make_accelerator(config))
+    command = f"python bench/speed.py --rounds {options.rounds} --batches {options.batches}"
+    command += " --ablations" * options.ablations
+    command = " ".join([command, "--json FILE", *flags])
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
     lengths = [len(row["input_ids"]) for row in work["work"]]
     flops = flops_of(run.accelerator.unwrap_model(run.model), lengths)
     result = {
         **about_machine(),
-        "command": " ".join(["python", "bench/speed.py", *sys.argv[1:]]),
+        "command": command,
         "parameters": run.settings["parameters"],
         "mixed_precision": run.accelerator.mixed_precision,
         "work": {
