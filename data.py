@@ -210,7 +210,8 @@ def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarra
     fit into their classes' quotas, so sizes are exact wherever unique texts can fill the quotas.
 
     Args:
-        texts: one for each row, or anything else hashable. Those of one hash count as equal.
+        texts: a hashable for each row. Those of one hash count as equal; that Python salts hashes
+            does no harm, for nothing else is made of them.
     """
     labels = np.asarray(labels)
     counts = np.bincount(labels)
@@ -289,7 +290,7 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
 
     forget_calls(tokenizer)  # the state of the last call is no part of its identity
     identity = tokenizer.backend_tokenizer.to_str()
-    fingerprint = Hasher.hash(
+    key = Hasher.hash(
         (data._fingerprint, type(tokenizer).__name__, identity, max_length, truncation)
     )
     folder = Path(caching.HF_DATASETS_CACHE) / "token_ids"
@@ -298,8 +299,9 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         encode,
         batched=True,
         remove_columns="text",
-        new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"{fingerprint}.arrow"),
+        new_fingerprint=key,
+        # By name: of a table in memory, `map` would keep the result there and cache nothing.
+        cache_file_name=str(folder / f"{key}.arrow"),
     )
     forget_calls(tokenizer)  # nor of what is saved in best/, which then told a warm cache from none
     return ids
@@ -402,7 +404,7 @@ class Collator(DataCollatorWithPadding):
     cross-entropy ignores.
     """
 
-    return_tensors: str | None = None  # for "pt", transformers 5.23 visits each token in Python
+    return_tensors: str | None = None  # for others, transformers 5.23 visits each token in Python
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         idle = {"input_ids": [self.tokenizer.pad_token_id], "labels": -100}

@@ -29,8 +29,7 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from config import Config, UserError
-from eval import keep_freed_memory, set_threads
-from processes import check_world, on_main
+from processes import check_world, keep_freed_memory, on_main, set_threads
 
 # What Accelerate calls the engines, and what everybody else does.
 SUPPORTED = {

@@ -8,7 +8,6 @@ In: a checkpoint folder; texts. Out: `report_test.json` beside the weights; pred
 Refuses to know: optimizer, schedule, TensorBoard. The only file that opens the test split.
 """
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -33,7 +32,7 @@ from data import (
     sample,
     tokenize,
 )
-from processes import check_world, run_command
+from processes import check_world, keep_freed_memory, run_command, set_threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,23 +45,6 @@ class Scores:
 
 
 # ---------------------------------------------------------------- used by train.py too
-
-
-def set_threads(asked: int | None) -> None:
-    """`asked` CPU threads, else cores / processes of this machine: `accelerate launch` exports
-    OMP_NUM_THREADS=1, which halves the speed of two cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(asked or max(1, cores // local_processes))
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep what is freed for the next step. It gives blocks above 32 MB back to the
-    system at once, and those of activations come back as pages to be zeroed, one fault each.
-    Before version 2.35 it refuses that threshold; then nothing is changed."""
-    trim_threshold, mmap_threshold, libc = -1, -3, ctypes.CDLL(None)
-    if hasattr(libc, "mallopt") and libc.mallopt(mmap_threshold, 2**30):
-        libc.mallopt(trim_threshold, -1)  # never
 
 
 def to_device(batch: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
@@ -95,6 +77,7 @@ def predict(
         before_batch()
         inputs = to_device(batch, accelerator.device)
         inputs.pop("labels", None)
+        # An idle process computed one made-up row, of which nothing is taken.
         table[rows, :-1] = model(**inputs).logits.float()[: len(rows)]
         table[rows, -1] += 1
     model.train(was_training)
@@ -292,7 +275,7 @@ def main(argv=None) -> None:
             getattr(table, WRITERS[output.suffix])(str(output))
             print(f"{len(table):,} predictions written to {output}")
     else:
-        from report import make_report, show  # slow, and train.py imports this file without need
+        from report import make_report, show  # here: train.py imports eval.py, and reports nothing
 
         test, about, learnt = load_test(config, trained, names)
         about |= {"weights": checkpoint.digest(folder / "model.safetensors")}

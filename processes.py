@@ -1,10 +1,11 @@
-"""What the processes of a run do as one: fail together, and end together when asked to.
+"""What each process takes of its machine, and what all do as one: fail, and end when asked to.
 
 In: errors, signals, the launcher's death. Out: one line and a status; `Stopped`, raised between two
 batches, everywhere at one. Refuses to know: what is trained, and what is saved then.
 """
 
 import contextlib
+import ctypes
 import errno
 import gc
 import os
@@ -20,6 +21,27 @@ from accelerate.utils import broadcast_object_list
 from config import GO_ON, UserError
 
 PARENT = os.getppid()  # now: in the minutes before the first step a launcher may die, too
+
+
+# ---------------------------------------------------------------- cores and memory
+
+
+def set_threads(asked: int | None) -> None:
+    """`asked` CPU threads, else cores / processes of this machine: `accelerate launch` exports
+    OMP_NUM_THREADS=1, which halves the speed of two cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(asked or max(1, cores // local_processes))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next step. It gives blocks above 32 MB back to the
+    system at once, and those of activations come back as pages to be zeroed, one fault each.
+    Before version 2.35 it refuses that threshold; then nothing is changed."""
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, never = -1, -3, -1  # malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and libc.mallopt(M_MMAP_THRESHOLD, 2**30):
+        libc.mallopt(M_TRIM_THRESHOLD, never)
 
 
 # ---------------------------------------------------------------- failing

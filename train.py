@@ -217,8 +217,7 @@ def validate_and_keep_best(run: Run) -> None:
 
 def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
     """Scores of the model as it is, in the precision of training; the window's clock stands."""
-    # The bare model: the wrapper for several processes would exchange buffers in each forward pass,
-    # and wait for ever for a process whose share has one batch less.
+    # The bare model: DDP's wrapper would broadcast buffers before each forward pass, for nothing.
     model = run.accelerator.unwrap_model(run.model)
     batch_size = run.config.per_device_eval_batch_size
     with clock_stopped(run):

@@ -1,20 +1,19 @@
 """Time and memory against the number of reviews, and the cost of a token against their length.
 
-    python bench/growth.py --json FILE [--model demo/model] [--most 1000000]
+    python bench/growth.py --json FILE --most 1000000
 
 Each measurement in a process of its own, on made-up data:
 
 - plan: one epoch of the batch plan at batch 16, on lengths alone, for 1e3 to 1e7 reviews;
 - start: everything before the first step, on Parquet files of 1e3 to --most distinct reviews of 35
   words, once without and once with token ids in the cache; and then, in the second, 40 steps;
-- tokens: training steps of the model in configs as DistilBERT has it (6 layers, 384 wide) on
-  batches of 4,096 tokens in reviews of 32 to 512.
+- tokens: training steps of the DistilBERT class at MiniLM's size (6 layers, 384 wide, random
+  weights) on batches of 4,096 tokens in reviews of 32 to 512.
 """
 
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-
-
-def peak_bytes() -> int:
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+from bench.machine import about_machine, peak_bytes
 
 
 def plan(reviews: int) -> dict:
@@ -40,7 +36,7 @@ def plan(reviews: int) -> dict:
     batches = BatchPlan(lengths, 16, seed=0)
     batches[0]
     seconds = time.perf_counter() - begun
-    return {"seconds": seconds, "bytes": peak_bytes() - before, "process_bytes": peak_bytes()}
+    return {"seconds": seconds, "added_peak_bytes": peak_bytes() - before}
 
 
 def write_reviews(reviews: int, path: Path) -> None:
@@ -110,7 +106,7 @@ def tokens(length: int) -> dict:
     import torch
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-    from eval import keep_freed_memory, set_threads
+    from processes import keep_freed_memory, set_threads
 
     set_threads(None)
     keep_freed_memory()
@@ -150,8 +146,6 @@ def main() -> None:
         if kind == "start":
             return print(json.dumps(start(given[0], given[1], int(given[2]))))
         return print(json.dumps({"plan": plan, "tokens": tokens}[kind](int(given[0]))))
-    from bench.machine import about_machine
-
     result = {**about_machine(), "plan": [], "tokens": [], "start": []}
     for reviews in (10**power for power in range(3, 8)):
         result["plan"].append({"of": reviews, **alone("plan", reviews)})

@@ -2,11 +2,19 @@
 
 import os
 import platform
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+
+
+def peak_bytes() -> int:
+    """Of this process so far. Not getrusage's ru_maxrss: that begins at what the parent had when it
+    forked."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def about_machine() -> dict:

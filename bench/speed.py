@@ -3,13 +3,13 @@
     python bench/speed.py --rounds 5 --json FILE FLAGS OF train.py
     python bench/speed.py --ablations ...          ours with one thing taken away at a time
 
-The work: batches from evenly spaced places of an epoch of length windows, sorted by length, so that
-few batches have the lengths of the whole data set, and length grouping of either side the padding
-it has there. Every arm trains on those reviews, shuffled or grouped as it does, in a process of its
-own (bench/speed_arm.py), one after another, the order turned round every second round. Warm-up
-steps (reviews of the greatest length; on a GPU batches of many lengths too) are left out. Before
-that, one start of Trainer and of ours with an empty cache of datasets: the time to the first step
-with tokenising.
+The work is a small sample with the lengths of the whole training split: whole batches of our plan,
+evenly spaced by length, so that random order and length grouping each have the padding that they
+have on the whole. Every arm trains on those reviews, shuffled or grouped as it does, in a process
+of its own (bench/speed_arm.py), one after another, the order turned round every second round.
+Warm-up steps (reviews of the greatest length; on a GPU batches of many lengths too) are left out.
+Before that, one start of Trainer and of ours with an empty cache of datasets: the time to the first
+step with tokenising.
 
 Useful FLOPs: those of the matrix products of the model for the tokens that are no padding (forward,
 and twice that backward), from the shapes of its layers and the lengths of the reviews. They are set
@@ -19,6 +19,7 @@ against the rate of a product of two large matrices in the same process, right a
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -37,8 +38,6 @@ from config import Config, UserError, parse
 from data import BatchPlan
 from processes import run_command
 from train import make_accelerator, prepare
-
-SIDE_BY_SIDE = [arm for arm in ARMS if arm not in ABLATIONS]
 
 
 def choose_work(run, batches: int) -> dict:
@@ -116,16 +115,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=6)
-    parser.add_argument("--arms", nargs="+", default=SIDE_BY_SIDE, choices=ARMS)
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    some.add_argument("--ablations", action="store_true")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--ablations", action="store_true")
     options, flags = parser.parse_known_args()
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     config = parse(Config, flags)
     run = prepare(config, make_accelerator(config))
-    command = f"python bench/speed.py --rounds {options.rounds} --batches {options.batches}"
-    command += " --ablations" * options.ablations
-    command = " ".join([command, "--json FILE", *flags])
+    command = shlex.join(["python", "bench/speed.py", *sys.argv[1:]])
+    command = command.replace(str(options.json), "FILE")
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
     lengths = [len(row["input_ids"]) for row in work["work"]]
@@ -149,7 +148,7 @@ def main() -> None:
     del run
     short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
     short = short[: config.per_device_train_batch_size]
-    for arm in ("HF Trainer", "ours"):
+    for arm in () if options.ablations else ("HF Trainer", "ours"):
         started = run_arm(arm, {"warm": short, "work": short}, 0, flags, first=True)
         result["first_start_seconds"][arm] = seconds = started["first_step_seconds"]
         print(f"{arm}: first step of a first start after {seconds:.1f} s", flush=True)
@@ -159,10 +158,9 @@ def main() -> None:
             found.append(run_arm(arm, work, index, flags))
             speed, rate = len(lengths) / found[-1]["seconds"], found[-1]["matmul_flops_per_second"]
             print(f"{arm}: {speed:.3f} reviews/s beside {rate / 1e9:.0f} GFLOP/s", flush=True)
-        for arm in options.arms:
-            result["arms"][arm] = summary(result["rounds"][arm], work, flops)
-        if options.json:  # after every round: hours of measurements are not lost with the last one
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            result["arms"][arm] = summary(found, work, flops)
+            if options.json:  # every time: a failure costs no hours
+                options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: result[name] for name in ("work", "arms")}, indent=1))
 
 

@@ -4,40 +4,23 @@
 
 It starts as a user of that loop would start it (imports, data set, token ids from the cache of an
 earlier start, weights), and then trains on the handed reviews instead: `warm` batches, whose time
-does not count, and one epoch of `work`, in the order and padding that the arm has for them.
+does not count, and one epoch of `work`, in the order and padding that the arm has for them. The
+peers read columns `text` and `label` of split `train` alone.
 """
 
 import dataclasses
 import itertools
 import json
-import re
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-
-ARMS = {
-    "HF Trainer": lambda *given: trainer(*given, grouped=False),
-    "HF Trainer, length grouping": lambda *given: trainer(*given, grouped=True),
-    "plain Accelerate loop": lambda *given: plain_loop(*given),
-    "HF Trainer, attention dropout 0": lambda *given: trainer(*given, False, 0.0),
-    "HF Trainer, length grouping, attention dropout 0": lambda *given: trainer(*given, True, 0.0),
-    "ours": lambda *given: ours(*given),
-    "ours, accelerate launch": lambda *given: ours(*given),
-    # One thing of ours taken away at a time.
-    "ours, random order": lambda *given: ours(*given, order="random"),
-    "ours, attention dropout 0.1": lambda config, *given: ours(
-        dataclasses.replace(config, attention_dropout=0.1), *given
-    ),
-    "ours, freed memory given back": lambda *given: ours(*given, take_away="keep_freed_memory"),
-    "ours, AdamW not fused": lambda *given: ours(*given, take_away="fused AdamW"),
-    "ours, mask always": lambda *given: ours(*given, take_away="no mask"),
-}
-ABLATIONS = [arm for arm in ARMS if arm.startswith("ours, ") and "launch" not in arm]
+from bench.machine import peak_bytes
 
 
 class Enough(Exception):
@@ -64,12 +47,7 @@ class Clock:
             raise Enough
 
     def result(self) -> dict:
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            # Not getrusage's ru_maxrss, which begins at what the parent held when it forked.
-            status = Path("/proc/self/status").read_text()
-            peak = int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
         return {
             "seconds": self.times[self.last - 1] - self.times[self.warm - 1],
             "first_step_seconds": self.times[0] - self.begun,
@@ -107,7 +85,8 @@ class Counting:
 
 
 def order_of(work: dict, grouped: bool, batch: int) -> list[int]:
-    """Row numbers: the warm ones, then one epoch of the rest by Trainer's own samplers.
+    """Row numbers: the warm ones, then one epoch of the rest by Trainer's own samplers, then more
+    than is timed: with the last step of a run Trainer ends, and ours validates and saves.
 
     Its length grouping cuts a data set of a few batches into windows of a fourth of it; it is given
     the whole as one window, as it would have on a data set of 50 batches and more.
@@ -234,11 +213,16 @@ def take_away_from(train, what: str) -> None:
         fused = torch.optim.AdamW
         torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
     elif what == "no mask":
-        kind = train.Collator
-        kind.__call__ = lambda self, rows: dict(super(kind, self).__call__(rows))
+        collate = train.Collator.__call__
+
+        def with_mask(self, rows):
+            batch = collate(self, rows)
+            return {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
+
+        train.Collator.__call__ = with_mask
 
 
-def ours(config, work, clock, order="group_by_length", take_away=""):
+def ours(config, work, clock, order="group_by_length", attention_dropout=0.0, take_away=""):
     from datasets import Dataset
 
     import train
@@ -246,7 +230,7 @@ def ours(config, work, clock, order="group_by_length", take_away=""):
     from eval import predict
 
     class Handed(BatchPlan):
-        """The warm batches, then the plan of the rest, then the warm ones again."""
+        """The warm batches, the plan of the rest, and more steps than are timed: see order_of."""
 
         def epoch(self, epoch):
             warm = len(work["warm"])
@@ -256,7 +240,7 @@ def ours(config, work, clock, order="group_by_length", take_away=""):
 
     batch = config.per_device_train_batch_size
     take_away_from(train, take_away)
-    config = dataclasses.replace(config, eval_steps=10**9)
+    config = dataclasses.replace(config, eval_steps=10**9, attention_dropout=attention_dropout)
     run = train.prepare(config, train.make_accelerator(config))
     counting = Counting(train.Collator(run.tokenizer))
     train.Collator = lambda tokenizer: counting
@@ -288,6 +272,26 @@ def timed(work) -> float:
     return time.perf_counter() - begun
 
 
+ARMS = {
+    "HF Trainer": partial(trainer, grouped=False),
+    "HF Trainer, length grouping": partial(trainer, grouped=True),
+    "plain Accelerate loop": plain_loop,
+    "HF Trainer, attention dropout 0": partial(trainer, grouped=False, attention_dropout=0.0),
+    "HF Trainer, length grouping, attention dropout 0": partial(
+        trainer, grouped=True, attention_dropout=0.0
+    ),
+    "ours": ours,
+    "ours, accelerate launch": ours,
+}
+ABLATIONS = {  # one thing of ours taken away at a time
+    "ours, random order": partial(ours, order="random"),
+    "ours, attention dropout 0.1": partial(ours, attention_dropout=0.1),
+    "ours, freed memory given back": partial(ours, take_away="keep_freed_memory"),
+    "ours, AdamW not fused": partial(ours, take_away="fused AdamW"),
+    "ours, mask always": partial(ours, take_away="no mask"),
+}
+
+
 def main() -> None:
     from config import Config, parse
 
@@ -299,7 +303,7 @@ def main() -> None:
     warm, last = (len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch)
     torch.manual_seed(config.seed)
     result = {}
-    for part in ARMS[arm](config, work, Clock(warm, last, float(work["begun"]))):
+    for part in {**ARMS, **ABLATIONS}[arm](config, work, Clock(warm, last, float(work["begun"]))):
         result |= part
     tokens = sum(len(row["input_ids"]) for row in work["work"])
     computed = sum(rows * longest for rows, longest in result.pop("shapes")[warm:last])

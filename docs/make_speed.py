@@ -21,11 +21,22 @@ is worth, and what was tried in vain: [details.md](details.md) and [logbook.md](
 
     {command}
 
-{hardware}; {versions}. {parameters:.1f}M parameters, {precision}, batch {batch}, {reviews} reviews
-of {mean_tokens:.0f} tokens on average ({all_tokens:.0f} in the whole training split). One process
-after another, in turn and back, medians of {rounds} rounds (ranges in brackets). A product of two
+{hardware}; {versions}. {parameters:.1f}M parameters, mixed precision {precision}, batch {batch},
+{reviews} reviews of {mean_tokens:.0f} tokens on average ({all_tokens:.0f} in the whole training
+split). One process after another, in turn and back, medians of {rounds} rounds (ranges in
+brackets). A first start, which tokenises, took its first step (on 16 short reviews) after {first}.
+A product of two
 large matrices ran at {rate} GFLOP/s, measured after each training; against that useful FLOPs (of
 tokens that are no padding) are set.
+
+"""
+
+ABLATIONS = """
+## Ours with one thing taken away
+
+    {command}
+
+Medians of {rounds} rounds, otherwise as above.
 
 """
 
@@ -83,7 +94,7 @@ def speed_table(result: dict, columns, ranges: bool) -> str:
             key, scale, digits = FIGURES[column]
             cells.append(show(found[key], scale, digits, ranges) if key in found else "")
         rows.append(cells)
-    return table(("", "ours is times as fast", *columns), *rows)
+    return table(("", "times slower than ours", *columns), *rows)
 
 
 def evaluations(result: dict) -> str:
@@ -106,14 +117,21 @@ def speed_page(result: dict) -> str:
         mean_tokens=work["mean_tokens"],
         all_tokens=work["mean_tokens_of_the_data_set"],
         rounds=len(result["rounds"]["ours"]),
+        first=", ".join(f"{s:.1f} s ({a})" for a, s in result["first_start_seconds"].items()),
         rate=f"{min(rates):.0f} to {max(rates):.0f}",
     )
     return head + speed_table(result, FIGURES, ranges=True) + evaluations(result)
 
 
+def ablation_page(result: dict) -> str:
+    columns = ("reviews/s", "padding", "peak memory, GB", "evaluation, reviews/s")
+    head = ABLATIONS.format(command=result["command"], rounds=len(result["rounds"]["ours"]))
+    return head + speed_table(result, columns, ranges=True)
+
+
 def growth_page(result: dict) -> str:
     plan = [
-        (f"{row['of']:,}", f"{row['seconds']:.3f}", f"{row['process_bytes'] / 1e6:,.0f}")
+        (f"{row['of']:,}", f"{row['seconds']:.3f}", f"{row['added_peak_bytes'] / 1e6:,.0f}")
         for row in result["plan"]
     ]
     starts = [
@@ -128,7 +146,7 @@ def growth_page(result: dict) -> str:
     tokens = [(row["of"], f"{1e6 * row['seconds_a_token']:.1f}") for row in result["tokens"]]
     return GROWTH.format(
         hardware=result["hardware"],
-        plan=table(("reviews", "seconds", "peak of the process, MB"), *plan),
+        plan=table(("reviews", "seconds", "added to the peak, MB"), *plan),
         start=table(("reviews", "seconds to be ready", "peak, MB", "a step, ms"), *starts),
         tokens=table(("tokens a review", "microseconds a token"), *tokens),
     )
@@ -139,9 +157,18 @@ def readme_table(result: dict) -> str:
     return speed_table(result, columns, ranges=False)
 
 
+def page() -> str:
+    parts = (
+        speed_page(newest("speed")),
+        ablation_page(newest("speed-ablations")),
+        growth_page(newest("growth")),
+    )
+    return "".join(parts)
+
+
 def main() -> None:
     result = newest("speed")
-    (ROOT / "docs" / "speed.md").write_text(speed_page(result) + growth_page(newest("growth")))
+    (ROOT / "docs" / "speed.md").write_text(page())
     readme = (ROOT / "README.md").read_text()
     block = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.S)
     (ROOT / "README.md").write_text(block.sub(BEGIN + readme_table(result) + END, readme))

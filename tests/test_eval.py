@@ -22,6 +22,7 @@ import eval as evaluation
 from config import EvalConfig, UserError
 from data import Collator, eval_loader, read_labelled, read_table, tokenize
 from model import load_model, load_tokenizer
+from processes import keep_freed_memory
 from report import make_report, wilson
 
 
@@ -189,7 +190,7 @@ def test_the_interval_is_wilsons(count, share):
 @pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.35"), reason="glibc 2.35 or newer")
 def test_what_a_step_frees_the_next_one_has_without_page_faults():
     """Activations of 50 MB, 12,288 pages each. Red: keep_freed_memory without its body."""
-    evaluation.keep_freed_memory()
+    keep_freed_memory()
     faults = []
     for _ in range(6):
         activations = [torch.ones(16 * 512, 1536)]
