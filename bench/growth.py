@@ -14,7 +14,6 @@ Each measurement in a process of its own, on made-up data:
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.machine import about_machine, peak_bytes
+from bench.machine import about_machine, alone, peak_bytes
 
 
 def plan(reviews: int) -> dict:
@@ -76,7 +75,8 @@ def start(path: str, folder: str, steps: int) -> dict:
     result = {"import_seconds": imported - begun, "prepare_seconds": ready - imported}
     if steps:
         run.validation = run.validation.select(range(16))
-        run.started, run.bar = ready, Ticks(steps)
+        train.start_anew(run)  # writes last/, as every start does
+        run.started, run.bar = time.perf_counter(), Ticks(steps)
         with run.stop:
             train.train(run)
         result["step_seconds"] = run.bar.median()
@@ -126,15 +126,6 @@ def tokens(length: int) -> dict:
     return {"seconds_a_token": min(seconds[1:]) / ids.numel(), "process_bytes": peak_bytes()}
 
 
-def alone(kind: str, *given) -> dict:
-    """That measurement in a process of its own."""
-    command = [sys.executable, __file__, "--one", kind, *map(str, given)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    print(kind, given, result, flush=True)
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path)
@@ -146,19 +137,21 @@ def main() -> None:
         if kind == "start":
             return print(json.dumps(start(given[0], given[1], int(given[2]))))
         return print(json.dumps({"plan": plan, "tokens": tokens}[kind](int(given[0]))))
-    result = {**about_machine(), "plan": [], "tokens": [], "start": []}
+    command = f"python bench/growth.py --json FILE --most {options.most}"
+    result = {**about_machine(), "command": command, "plan": [], "tokens": [], "start": []}
     for reviews in (10**power for power in range(3, 8)):
-        result["plan"].append({"of": reviews, **alone("plan", reviews)})
+        result["plan"].append({"of": reviews, **alone(__file__, "plan", reviews)})
     for length in (32, 64, 128, 256, 512):
-        result["tokens"].append({"of": length, **alone("tokens", length)})
+        result["tokens"].append({"of": length, **alone(__file__, "tokens", length)})
     sizes = [10**power for power in range(3, 8) if 10**power <= options.most]
     for reviews in sizes:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["HF_HOME"] = f"{folder}/cache"
-            path = Path(folder) / "train.parquet"
+            path, output = Path(folder) / "train.parquet", Path(folder) / "run"
+            output.mkdir()
             write_reviews(reviews, path)
             for cached in (False, True):
-                measured = alone("start", path, f"{folder}/run", 40 * cached)
+                measured = alone(__file__, "start", path, output, 40 * cached)
                 result["start"].append(measured | {"reviews": reviews, "cached": cached})
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")

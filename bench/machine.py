@@ -1,8 +1,11 @@
-"""What a result was measured on, for its JSON."""
+"""What a result was measured on, for its JSON; and a measurement in a process of its own."""
 
+import json
 import os
 import platform
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,3 +26,12 @@ def about_machine() -> dict:
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}{gpu}",
     }
+
+
+def alone(script: str, *given) -> dict:
+    """What `script --one given` prints in its last line, as JSON."""
+    command = [sys.executable, script, "--one", *map(str, given)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    print(*given, result, flush=True)
+    return result

@@ -2,18 +2,20 @@
 
     python bench/speed.py --rounds 5 --json FILE FLAGS OF train.py
     python bench/speed.py --ablations ...          ours with one thing taken away at a time
+    python bench/speed.py --first_starts ...       Trainer and ours, until their first step
 
 The work is a small sample with the lengths of the whole training split: whole batches of our plan,
 evenly spaced by length, so that random order and length grouping each have the padding that they
 have on the whole. Every arm trains on those reviews, shuffled or grouped as it does, in a process
 of its own (bench/speed_arm.py), one after another, the order turned round every second round.
-Warm-up steps (reviews of the greatest length; on a GPU batches of many lengths too) are left out.
-Before that, one start of Trainer and of ours with an empty cache of datasets: the time to the first
-step with tokenising.
+Warm-up steps (longest reviews, a middle batch, longest; on a GPU many lengths) do not count. Then
+some of them predict, after a batch of warm-up, at the batch size of training and at ours' own.
+A first start has an empty cache of datasets, so it tokenises, and trains on 16 short reviews.
 
 Useful FLOPs: those of the matrix products of the model for the tokens that are no padding (forward,
 and twice that backward), from the shapes of its layers and the lengths of the reviews. They are set
-against the rate of a product of two large matrices in the same process, right after the training.
+against the rate of a product of two large matrices, measured by each process right after its
+training: the median of all, for in two seconds it varies more than the training does.
 """
 
 import argparse
@@ -41,20 +43,27 @@ from train import make_accelerator, prepare
 
 
 def choose_work(run, batches: int) -> dict:
-    """The reviews of so many whole batches, shuffled; and those of the warm-up."""
+    """The reviews of so many whole batches, shuffled; those of the warm-up; those to predict."""
     config = run.config
     batch = config.per_device_train_batch_size
     plan = BatchPlan(run.plan.lengths, batch, config.seed).epoch(0)
     plan = sorted((r for r in plan if len(r) == batch), key=lambda r: run.plan.lengths[r].max())
     places = ((np.arange(batches) + 0.5) * len(plan) / batches).astype(int)
     rows = np.random.default_rng(0).permutation(np.concatenate([plan[at] for at in places]))
-    warm = [np.argsort(-run.plan.lengths, kind="stable")[:batch]]
+    longest = np.argsort(-run.plan.lengths, kind="stable")[:batch]
+    warm = [longest, plan[len(plan) // 2], longest]  # a heap grows until both have their room
     if run.accelerator.device.type == "cuda":  # kernels are chosen, and loaded, for each length
         warm += plan[:: max(1, len(plan) // 15)]
     data = run.train.select_columns(["input_ids", "labels"])
+    # Twice the reviews of the work, in whole batches of evaluation, evenly spaced by length.
+    predicted = config.per_device_eval_batch_size
+    predicted *= -(-2 * len(rows) // predicted)
+    spaced = np.linspace(0, len(data) - 1, predicted).astype(int)
+    by_length = np.argsort(run.plan.lengths, kind="stable")[spaced]
     return {
         "work": data.select(rows).to_list(),
         "warm": data.select(np.concatenate(warm)).to_list(),
+        "predict": data.select(np.random.default_rng(0).permutation(by_length)).to_list(),
     }
 
 
@@ -70,7 +79,7 @@ def flops_of(model, lengths) -> float:
     return float(3 * (a_token * lengths + a_review + attention).sum())
 
 
-def run_arm(arm: str, work: dict, seed: int, flags: list[str], first=False) -> dict:
+def run_arm(arm: str, work: dict, seed: int, flags: list[str], first: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, **({"HF_DATASETS_CACHE": f"{folder}/cache"} if first else {})}
         file = Path(folder) / "work.json"
@@ -87,15 +96,20 @@ def run_arm(arm: str, work: dict, seed: int, flags: list[str], first=False) -> d
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def summary(found: list[dict], work: dict, flops: float) -> dict:
+def summaries(rounds: dict[str, list[dict]], work: dict) -> dict:
+    """Of each arm that has run. `work` is that of the JSON."""
+    every = [one["matmul_flops_per_second"] for found in rounds.values() for one in found]
+    rate = statistics.median(every)
+    return {arm: summary(found, work, rate) for arm, found in rounds.items() if found}
+
+
+def summary(found: list[dict], work: dict, rate: float) -> dict:
     """Medians and ranges over the rounds."""
-    reviews, tokens = len(work["work"]), sum(len(row["input_ids"]) for row in work["work"])
+    reviews, tokens = work["reviews"], work["reviews"] * work["mean_tokens"]
     figures = {
         "reviews_per_second": [reviews / one["seconds"] for one in found],
         "tokens_per_second": [tokens / one["seconds"] for one in found],
-        "share_of_matmul_rate": [
-            flops / one["seconds"] / one["matmul_flops_per_second"] for one in found
-        ],
+        "share_of_matmul_rate": [work["useful_flops"] / one["seconds"] / rate for one in found],
         "padding_fraction": [one["padding_fraction"] for one in found],
         "peak_gigabytes": [one["peak_bytes"] / 1e9 for one in found],
         "first_step_seconds": [one["first_step_seconds"] for one in found],
@@ -103,7 +117,7 @@ def summary(found: list[dict], work: dict, flops: float) -> dict:
     for name in ("predict_seconds", "predict_default_seconds"):
         if name in found[0]:
             figures[name.replace("seconds", "reviews_per_second")] = [
-                reviews / one[name] for one in found
+                work["predicted_reviews"] / one[name] for one in found
             ]
     return {
         name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
@@ -118,17 +132,21 @@ def main() -> None:
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     some.add_argument("--ablations", action="store_true")
+    some.add_argument("--first_starts", action="store_true")
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
+    options.arms = ["HF Trainer", "ours"] if options.first_starts else options.arms
     config = parse(Config, flags)
     run = prepare(config, make_accelerator(config))
     command = shlex.join(["python", "bench/speed.py", *sys.argv[1:]])
     command = command.replace(str(options.json), "FILE")
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
+    if options.first_starts:
+        short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
+        work = dict.fromkeys(work, short[: config.per_device_train_batch_size])
     lengths = [len(row["input_ids"]) for row in work["work"]]
-    flops = flops_of(run.accelerator.unwrap_model(run.model), lengths)
     result = {
         **about_machine(),
         "command": command,
@@ -137,28 +155,28 @@ def main() -> None:
         "work": {
             "reviews": len(lengths),
             "batch": config.per_device_train_batch_size,
+            "predicted_reviews": len(work["predict"]),
+            "predict_default_batch": config.per_device_eval_batch_size,
             "mean_tokens": float(np.mean(lengths)),
             "mean_tokens_of_the_data_set": float(run.plan.lengths.mean()),
-            "useful_flops": flops,
+            "useful_flops": flops_of(run.accelerator.unwrap_model(run.model), lengths),
         },
-        "first_start_seconds": {},
         "arms": {},
         "rounds": {arm: [] for arm in options.arms},
     }
     del run
-    short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
-    short = short[: config.per_device_train_batch_size]
-    for arm in () if options.ablations else ("HF Trainer", "ours"):
-        started = run_arm(arm, {"warm": short, "work": short}, 0, flags, first=True)
-        result["first_start_seconds"][arm] = seconds = started["first_step_seconds"]
-        print(f"{arm}: first step of a first start after {seconds:.1f} s", flush=True)
     for index in range(options.rounds):
         for arm in options.arms[:: 1 if index % 2 == 0 else -1]:
             found = result["rounds"][arm]
-            found.append(run_arm(arm, work, index, flags))
+            found.append(run_arm(arm, work, index, flags, options.first_starts))
             speed, rate = len(lengths) / found[-1]["seconds"], found[-1]["matmul_flops_per_second"]
-            print(f"{arm}: {speed:.3f} reviews/s beside {rate / 1e9:.0f} GFLOP/s", flush=True)
-            result["arms"][arm] = summary(found, work, flops)
+            begun = found[-1]["first_step_seconds"]
+            print(
+                f"{arm}: first step after {begun:.1f} s, then {speed:.3f} reviews/s "
+                f"beside {rate / 1e9:.0f} GFLOP/s",
+                flush=True,
+            )
+            result["arms"] = summaries(result["rounds"], result["work"])
             if options.json:  # every time: a failure costs no hours
                 options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({name: result[name] for name in ("work", "arms")}, indent=1))

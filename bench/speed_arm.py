@@ -122,7 +122,7 @@ def start_as_in_the_tutorial(config, attention_dropout):
     return tokenizer, model
 
 
-def trainer(config, work, clock, grouped, attention_dropout=None):
+def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=False):
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
@@ -161,10 +161,13 @@ def trainer(config, work, clock, grouped, attention_dropout=None):
         trainer.train()
     except Enough:
         yield clock.result() | {"shapes": list(collator.shapes)}
-    if grouped or attention_dropout is not None:
-        return  # of no meaning for an evaluation
-    rows = Dataset.from_list(work["work"])
-    yield {"predict_seconds": timed(lambda: trainer.predict(rows))}
+
+    def predict(rows, size):
+        trainer.args.per_device_eval_batch_size = size
+        trainer.predict(rows)
+
+    if evaluates:
+        yield from evaluations(config, Dataset.from_list(work["predict"]), predict)
 
 
 def plain_loop(config, work, clock, attention_dropout=None):
@@ -222,7 +225,15 @@ def take_away_from(train, what: str) -> None:
         train.Collator.__call__ = with_mask
 
 
-def ours(config, work, clock, order="group_by_length", attention_dropout=0.0, take_away=""):
+def ours(
+    config,
+    work,
+    clock,
+    order="group_by_length",
+    attention_dropout=0.0,
+    take_away="",
+    evaluates=False,
+):
     from datasets import Dataset
 
     import train
@@ -255,13 +266,25 @@ def ours(config, work, clock, order="group_by_length", attention_dropout=0.0, ta
             train.train(run)
     except Enough:
         yield clock.result() | {"shapes": list(counting.shapes)}
-    rows, collator = run.train.select(range(len(work["warm"]), len(run.train))), counting.collator
+    rows = Dataset.from_list(work["predict"])
+    rows = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
+    if evaluates:
+        yield from evaluations(
+            config,
+            rows,
+            lambda rows, size: predict(run.model, rows, counting.collator, size, run.accelerator),
+        )
 
-    def evaluate(size):
-        return timed(lambda: predict(run.model, rows, collator, size, run.accelerator))
 
-    yield {"predict_seconds": evaluate(batch)}
-    yield {"predict_default_seconds": evaluate(config.per_device_eval_batch_size)}
+def evaluations(config, rows, predict):
+    """Seconds at the batch size of training and at ours' own, after a batch of the longest."""
+    longest_first = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
+    for name, size in (
+        ("predict_seconds", config.per_device_train_batch_size),
+        ("predict_default_seconds", config.per_device_eval_batch_size),
+    ):
+        predict(rows.select(longest_first[:size]), size)
+        yield {name: timed(lambda size=size: predict(rows, size))}
 
 
 def timed(work) -> float:
@@ -273,14 +296,14 @@ def timed(work) -> float:
 
 
 ARMS = {
-    "HF Trainer": partial(trainer, grouped=False),
+    "HF Trainer": partial(trainer, grouped=False, evaluates=True),
     "HF Trainer, length grouping": partial(trainer, grouped=True),
     "plain Accelerate loop": plain_loop,
     "HF Trainer, attention dropout 0": partial(trainer, grouped=False, attention_dropout=0.0),
     "HF Trainer, length grouping, attention dropout 0": partial(
         trainer, grouped=True, attention_dropout=0.0
     ),
-    "ours": ours,
+    "ours": partial(ours, evaluates=True),
     "ours, accelerate launch": ours,
 }
 ABLATIONS = {  # one thing of ours taken away at a time

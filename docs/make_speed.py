@@ -21,13 +21,18 @@ is worth, and what was tried in vain: [details.md](details.md) and [logbook.md](
 
     {command}
 
-{hardware}; {versions}. {parameters:.1f}M parameters, mixed precision {precision}, batch {batch},
+{hardware}; {versions}. {parameters:.1f}M parameters, {precision}, batch {batch},
 {reviews} reviews of {mean_tokens:.0f} tokens on average ({all_tokens:.0f} in the whole training
 split). One process after another, in turn and back, medians of {rounds} rounds (ranges in
-brackets). A first start, which tokenises, took its first step (on 16 short reviews) after {first}.
-A product of two
-large matrices ran at {rate} GFLOP/s, measured after each training; against that useful FLOPs (of
-tokens that are no padding) are set.
+brackets); how many times as fast ours is, is the median over the rounds of that ratio in each.
+Useful FLOPs, of tokens that are no padding, are set against a product of two large matrices, which
+ran at {rate} GFLOP/s after the trainings. Evaluation: {predicted} reviews, in batches of {batch}
+and of {larger}.
+
+A first start, which tokenises, took its first step (on 16 short reviews) after, in seconds, medians
+of {first_rounds}: {first}.
+
+    {first_command}
 
 """
 
@@ -43,7 +48,7 @@ Medians of {rounds} rounds, otherwise as above.
 GROWTH = """
 ## Growth
 
-    python bench/growth.py --json FILE
+    {command}
 
 {hardware}. The batch plan of one epoch at batch 16, on lengths alone:
 
@@ -60,11 +65,12 @@ grows is attention, whose share of the FLOPs grows with the length.
 FIGURES = {
     "reviews/s": ("reviews_per_second", 1, ".2f"),
     "tokens/s": ("tokens_per_second", 1, ".0f"),
-    "padding": ("padding_fraction", 100, ".1f"),
+    "padding, %": ("padding_fraction", 100, ".1f"),
     "useful FLOPs, % of the product's rate": ("share_of_matmul_rate", 100, ".0f"),
     "peak memory, GB": ("peak_gigabytes", 1, ".2f"),
     "first step after, s": ("first_step_seconds", 1, ".1f"),
     "evaluation, reviews/s": ("predict_reviews_per_second", 1, ".1f"),
+    "in larger batches": ("predict_default_reviews_per_second", 1, ".1f"),
 }
 
 
@@ -94,16 +100,11 @@ def speed_table(result: dict, columns, ranges: bool) -> str:
             key, scale, digits = FIGURES[column]
             cells.append(show(found[key], scale, digits, ranges) if key in found else "")
         rows.append(cells)
-    return table(("", "times slower than ours", *columns), *rows)
+    return table(("", "ours is so many times as fast", *columns), *rows)
 
 
-def evaluations(result: dict) -> str:
-    """Ours with its own batches of evaluation."""
-    found = result["arms"]["ours"]["predict_default_reviews_per_second"]
-    return f"\nEvaluation with ours' own batches of 64: {show(found, 1, '.1f', True)} reviews/s.\n"
-
-
-def speed_page(result: dict) -> str:
+def speed_page(result: dict, first: dict) -> str:
+    starts = [(arm, found["first_step_seconds"]) for arm, found in first["arms"].items()]
     work, measured = result["work"], [one for found in result["rounds"].values() for one in found]
     rates = [one["matmul_flops_per_second"] / 1e9 for one in measured]
     head = HEAD.format(
@@ -111,20 +112,24 @@ def speed_page(result: dict) -> str:
         hardware=result["hardware"],
         versions=", ".join(f"{name} {value}" for name, value in result["versions"].items()),
         parameters=result["parameters"] / 1e6,
-        precision=result["mixed_precision"],
+        precision={"no": "float32"}.get(result["mixed_precision"], result["mixed_precision"]),
         batch=work["batch"],
+        predicted=work["predicted_reviews"],
+        larger=work["predict_default_batch"],
         reviews=work["reviews"],
         mean_tokens=work["mean_tokens"],
         all_tokens=work["mean_tokens_of_the_data_set"],
         rounds=len(result["rounds"]["ours"]),
-        first=", ".join(f"{s:.1f} s ({a})" for a, s in result["first_start_seconds"].items()),
-        rate=f"{min(rates):.0f} to {max(rates):.0f}",
+        first="; ".join(f"{arm} {show(found, 1, '.1f', True)}" for arm, found in starts),
+        first_rounds=len(first["rounds"]["ours"]),
+        first_command=first["command"],
+        rate=f"{median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})",
     )
-    return head + speed_table(result, FIGURES, ranges=True) + evaluations(result)
+    return head + speed_table(result, FIGURES, ranges=True)
 
 
 def ablation_page(result: dict) -> str:
-    columns = ("reviews/s", "padding", "peak memory, GB", "evaluation, reviews/s")
+    columns = ("reviews/s", "padding, %", "peak memory, GB")
     head = ABLATIONS.format(command=result["command"], rounds=len(result["rounds"]["ours"]))
     return head + speed_table(result, columns, ranges=True)
 
@@ -145,6 +150,7 @@ def growth_page(result: dict) -> str:
     ]
     tokens = [(row["of"], f"{1e6 * row['seconds_a_token']:.1f}") for row in result["tokens"]]
     return GROWTH.format(
+        command=result["command"],
         hardware=result["hardware"],
         plan=table(("reviews", "seconds", "added to the peak, MB"), *plan),
         start=table(("reviews", "seconds to be ready", "peak, MB", "a step, ms"), *starts),
@@ -153,13 +159,13 @@ def growth_page(result: dict) -> str:
 
 
 def readme_table(result: dict) -> str:
-    columns = ("reviews/s", "padding", "peak memory, GB", "evaluation, reviews/s")
+    columns = ("reviews/s", "padding, %", "peak memory, GB", "evaluation, reviews/s")
     return speed_table(result, columns, ranges=False)
 
 
 def page() -> str:
     parts = (
-        speed_page(newest("speed")),
+        speed_page(newest("speed"), newest("first-start")),
         ablation_page(newest("speed-ablations")),
         growth_page(newest("growth")),
     )

@@ -109,10 +109,16 @@ def test_the_page_and_the_table_of_speed_are_those_of_the_newest_results():
     result = newest("speed")
     assert (ROOT / "docs" / "speed.md").read_text() == page()
     assert BEGIN + readme_table(result) + END in README
-    assert len(result["rounds"]["ours"]) >= 5
+    assert "medians of five rounds" in README
+    assert len(result["rounds"]["ours"]) == 5
     assert ratio(result, "HF Trainer") >= 5
     assert ratio(result, "plain Accelerate loop") >= 5
     assert ratio(result, "HF Trainer, length grouping") >= 1.6
+    ours, trainer = result["arms"]["ours"], result["arms"]["HF Trainer"]
+    evaluation = "predict_reviews_per_second"
+    assert ours[evaluation]["median"] >= 1.9 * trainer[evaluation]["median"]
+    assert ours["peak_gigabytes"]["max"] <= 0.7 * trainer["peak_gigabytes"]["min"]
+    assert ours["padding_fraction"]["max"] <= 0.02
 
 
 def test_the_page_of_mistakes_is_that_of_the_tests():
