@@ -3,7 +3,8 @@
     python bench/peer_trainer.py FLAGS OF train.py --output_dir DIR
 
 Writes DIR/best, which eval.py and bench/compare.py read, at the last step (Trainer chooses nothing
-here). Only the loop, the order of reviews and their padding are Trainer's own.
+here), and in it validation.json: accuracy on the validation split, seconds of training. Only the
+loop, the order of reviews and their padding are Trainer's own.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from config import Config, parse
 from processes import run_command
-from train import Run, make_accelerator, prepare
+from train import Run, evaluate, make_accelerator, prepare
 
 
 class Recorded(Trainer):
@@ -57,6 +58,7 @@ def make_trainer(run: Run, same_batches: bool = False) -> Recorded:
         warmup_steps=config.warmup_steps,
         seed=config.seed,
         logging_steps=config.logging_steps,
+        bf16=run.accelerator.mixed_precision == "bf16",
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -80,10 +82,13 @@ def main() -> None:
     begun = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begun
+    scores = evaluate(run, run.validation, "validation")
     trainer.save_model(str(best))
     run.tokenizer.save_pretrained(best)
     settings = {name: run.settings[name] for name in dataclasses.asdict(config)}
     (best / "training_config.json").write_text(json.dumps(settings, indent=1))
+    validation = dataclasses.asdict(scores) | {"step": run.total_steps, "seconds": seconds}
+    (best / "validation.json").write_text(json.dumps(validation, indent=1))
     print(f"{run.total_steps} steps in {seconds:.0f} s with {torch.get_num_threads()} threads")
 
 

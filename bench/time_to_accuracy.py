@@ -1,0 +1,83 @@
+"""After how many seconds of training has ours the validation accuracy that HF Trainer ends with?
+
+    python bench/time_to_accuracy.py --every 10 --json FILE FLAGS OF train.py
+
+First Trainer as it comes (bench/peer_trainer.py: shuffled, the model's attention dropout of 0.1) to
+its last step; then ours with the same flags, which validates on the same reviews every so many
+steps. Seconds are of training steps, after start-up and without evaluations and saves. The answer
+is of one seed, and as noisy as an accuracy on that many reviews: its standard error is given.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+from bench.machine import about_machine
+from processes import run_command
+
+
+def call(script: str, flags: list[str], folder: str) -> None:
+    command = [sys.executable, str(ROOT / script), *flags, f"--output_dir={folder}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def trainer(flags: list[str], folder: str) -> dict:
+    call("bench/peer_trainer.py", [*flags, "--attention_dropout=0.1"], folder)
+    return json.loads((Path(folder) / "best" / "validation.json").read_text())
+
+
+def ours(flags: list[str], folder: str, every: int) -> list[dict]:
+    """Step, seconds of training so far and accuracy, at each validation."""
+    flags = [*flags, f"--logging_steps={every}", f"--validate_steps={every}"]
+    call("train.py", [*flags, "--eval_steps=999999", "--save_steps=999999"], folder)
+    events = EventAccumulator(f"{folder}/runs", size_guidance={"scalars": 0}).Reload()
+    trained = json.loads((Path(folder) / "best" / "training_config.json").read_text())
+    points, seconds, before = [], 0.0, 0
+    for speed, accuracy in zip(
+        events.Scalars("train/examples_per_second"),
+        events.Scalars("validation/accuracy"),
+        strict=True,
+    ):
+        assert speed.step == accuracy.step
+        seconds += (speed.step - before) * trained["per_device_train_batch_size"] / speed.value
+        before = speed.step
+        points.append({"step": before, "seconds": seconds, "accuracy": accuracy.value})
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--json", type=Path)
+    options, flags = parser.parse_known_args()
+    command = shlex.join(["python", "bench/time_to_accuracy.py", *sys.argv[1:]])
+    result = {**about_machine(), "command": command.replace(str(options.json), "FILE")}
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = trainer(flags, f"{folder}/trainer")
+        points = ours(flags, f"{folder}/ours", options.every)
+    half_a_review = 0.5 / theirs["examples"]  # scalars are float32
+    least = theirs["accuracy"] - half_a_review
+    reached = [point for point in points if point["accuracy"] > least]
+    error = (theirs["accuracy"] * (1 - theirs["accuracy"]) / theirs["examples"]) ** 0.5
+    result |= {
+        "HF Trainer": theirs,
+        "standard_error_of_an_accuracy": error,
+        "ours": points,
+        "reached": reached[0] if reached else None,
+        "times_as_fast": theirs["seconds"] / reached[0]["seconds"] if reached else None,
+    }
+    print(json.dumps(result, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_command(main)
