@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from bench.accuracy import compare
-from bench.packing import measure
-from bench.speed import flops_of
-from bench.speed_arm import order_of
 from conftest import SMALL_RUN
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
+from bench.accuracy import compare
+from bench.packing import measure
+from bench.speed import flops_of
+from bench.speed_arm import order_of
 from config import Config, parse
 
 
