@@ -88,11 +88,13 @@ def explain(error: BaseException) -> tuple[list[str] | None, int]:
         return ["stopped by Ctrl-C"], 130
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return [f"{error.filename or 'a file'}: {error.strerror}; mend that, and {GO_ON}"], 2
-    if isinstance(error, RuntimeError) and " by peer" in str(error):  # gloo's words
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_DIED):
         return [f"another process of this run died (see what the launcher says); {GO_ON}"], 1
     return None, 1
 
 
+# gloo's: closed or reset, and of a write that comes before it has read of that.
+PEER_DIED = (" by peer", ": Broken pipe")
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 

@@ -19,6 +19,7 @@ import eval as evaluation
 import train
 from bench import dealing
 from config import UserError
+from processes import explain
 
 FLAGS = [
     "--max_length=32",
@@ -220,11 +221,23 @@ def test_one_failure_is_one_line(tiny, corpus, tmp_path, body, line, traceback):
     assert time.monotonic() - begun < 45  # of which nearly all is start-up
     assert running.returncode != 0
     lines = [said for said in err.splitlines() if said.startswith("error: ")]
-    assert len(lines) == (line is not None)
+    assert len(lines) == (line is not None), err
     assert all(said.startswith(line) for said in lines)
     ranks = {said.split(":")[0] for said in err.splitlines() if said.startswith("[rank")}
     assert ranks == ({traceback.split(":")[0]} if traceback else set())
     assert (traceback or "") in err
+
+
+@pytest.mark.parametrize(
+    "words", ["Read error [::1]:9: Connection reset by peer", "writev [::1]:9: Broken pipe"]
+)
+def test_the_death_of_another_process_is_told_in_each_of_gloos_words(words):
+    """Which of them it is, is a race between its threads. Red: no ": Broken pipe"."""
+    lines, status = explain(
+        RuntimeError(f"[pair.cc:553] {words.format('[127.0.0.1]:1234')}. GLHF!")
+    )
+    assert lines[0].startswith("another process of this run died")
+    assert status == 1
 
 
 def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
