@@ -157,7 +157,10 @@ def read_labelled(
 
 
 def read_labels(table: Dataset, name: str) -> tuple[list[str], list[str], np.ndarray]:
-    """The names of all classes; those that occur; and (rows,) which of these each row has."""
+    """The names of all classes; those that occur; and (rows,) which of these each row has.
+
+    Raises `UserError` for a column that holds no classes, or a row without one.
+    """
     feature = table.features[name]
     kind = "lists" if isinstance(feature, List) else getattr(feature, "dtype", "mixed values")
     classes = ("int", "uint", "bool", "string", "large_string", "timestamp", "date", "null")
@@ -228,7 +231,7 @@ def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarra
     part = np.zeros(len(labels), dtype=bool)
     for index in np.random.default_rng(seed).permutation(len(groups)):
         need = [class_of[row] for row in groups[index]]
-        if all(quota[label] >= need.count(label) for label in need):
+        if all(quota[label] >= need.count(label) for label in set(need)):
             part[groups[index]] = True
             for label in need:
                 quota[label] -= 1

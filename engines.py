@@ -16,7 +16,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast,
     is_deepspeed_available,
-    parse_flag_from_env,
 )
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -60,7 +59,7 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UserError(f"accelerate is configured for {precision}; give --mixed_precision bf16")
     if precision == "fp16" and not torch.cuda.is_available():
         raise UserError("--mixed_precision fp16: needs a CUDA GPU; give bf16 or no")
-    if parse_flag_from_env(SHARDED["DEEPSPEED"]) and not is_deepspeed_available():
+    if asked_for("DEEPSPEED") and not is_deepspeed_available():
         raise UserError(
             "accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed"
         )
@@ -79,11 +78,16 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def asked_for(engine: str) -> bool:
+    """As Accelerate's state reads it: "true", and neither "1" nor "yes"."""
+    return os.environ.get(SHARDED[engine], "").lower() == "true"
+
+
 def check_engine(accelerator: Accelerator) -> None:
     check_world()
     engine = accelerator.distributed_type.value
-    for wanted, variable in SHARDED.items():
-        if parse_flag_from_env(variable) and engine != wanted:
+    for wanted in SHARDED:
+        if asked_for(wanted) and engine != wanted:
             raise UserError(
                 f"accelerate is configured for {SUPPORTED[wanted]}, which it has on GPUs alone; "
                 "here it would be plain DDP: give no configuration file"

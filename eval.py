@@ -75,8 +75,8 @@ def predict(
     model.eval()
     for rows, batch in zip(batches, loader, strict=True):
         before_batch()
+        batch.pop("labels", None)
         inputs = to_device(batch, accelerator.device)
-        inputs.pop("labels", None)
         # An idle process computed one made-up row, of which nothing is taken.
         table[rows, :-1] = model(**inputs).logits.float()[: len(rows)]
         table[rows, -1] += 1

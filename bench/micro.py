@@ -145,11 +145,9 @@ def operators(flags) -> dict:
     for key, spent in events.items():
         kind = next((k for k, names in KINDS.items() if any(n in key for n in names)), "all else")
         shares[kind] += spent / total
-    backward = sum(events.get(f"aten::{name}", 0) for name in BACKWARD) / total
+    name = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
+    backward = events.get(name, 0) / total
     return {"tokens": length, "seconds": total / 1e6, **shares, "attention, backward": backward}
-
-
-BACKWARD = ("_scaled_dot_product_flash_attention_for_cpu_backward",)
 
 
 def parts(flags) -> dict:

@@ -14,11 +14,15 @@ A first start has an empty cache of datasets, so it tokenises, and trains on 16 
 
 Useful FLOPs: those of the matrix products of the model for the tokens that are no padding (forward,
 and twice that backward), from the shapes of its layers and the lengths of the reviews. They are set
-against the rate of a product of two large matrices, measured by each process right after its
-training: the median of all, for in two seconds it varies more than the training does.
+against the rate of a product of two large matrices, measured by each process in the two seconds
+after its training: against its own, and, as that varies more than the training does, against the
+median of all.
+
+Flags that not every arm would obey are refused.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -40,6 +44,26 @@ from config import Config, UserError, parse
 from data import BatchPlan
 from processes import run_command
 from train import make_accelerator, prepare
+
+OBEYED = {  # by every arm; seed, output_dir and attention_dropout are set for each
+    "dataset",
+    "model",
+    "max_length",
+    "max_train_samples",
+    "max_validation_samples",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "learning_rate",
+    "mixed_precision",
+}
+
+
+def check_flags(config: Config) -> None:
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        peers_know = field.name in OBEYED and given != "fp16"
+        if given != field.default and not peers_know:
+            raise UserError(f"--{field.name} {given}: not every arm would obey it; leave it out")
 
 
 def choose_work(run, batches: int) -> dict:
@@ -68,7 +92,8 @@ def choose_work(run, batches: int) -> dict:
 
 
 def flops_of(model, lengths) -> float:
-    """Of a forward and a backward pass over reviews of those lengths, without padding."""
+    """Of a forward and a backward pass over reviews of those lengths (tokens), without padding; for
+    encoders with full attention and no pooler, as DistilBERT."""
     linear = torch.nn.Linear
     encoder = [m.weight.numel() for m in model.base_model.modules() if isinstance(m, linear)]
     every = [m.weight.numel() for m in model.modules() if isinstance(m, linear)]
@@ -99,17 +124,23 @@ def run_arm(arm: str, work: dict, seed: int, flags: list[str], first: bool) -> d
 def summaries(rounds: dict[str, list[dict]], work: dict) -> dict:
     """Of each arm that has run. `work` is that of the JSON."""
     every = [one["matmul_flops_per_second"] for found in rounds.values() for one in found]
-    rate = statistics.median(every)
-    return {arm: summary(found, work, rate) for arm, found in rounds.items() if found}
+    rate, ours = statistics.median(every), rounds.get("ours", [])
+    return {arm: summary(found, ours, work, rate) for arm, found in rounds.items() if found}
 
 
-def summary(found: list[dict], work: dict, rate: float) -> dict:
-    """Medians and ranges over the rounds."""
+def summary(found: list[dict], ours: list[dict], work: dict, rate: float) -> dict:
+    """Medians and ranges over the rounds; of a ratio to ours, over its value in each."""
     reviews, tokens = work["reviews"], work["reviews"] * work["mean_tokens"]
     figures = {
+        "ours_times_as_fast": [  # of the rounds that both have run
+            a["seconds"] / b["seconds"] for a, b in zip(found, ours, strict=False)
+        ],
         "reviews_per_second": [reviews / one["seconds"] for one in found],
         "tokens_per_second": [tokens / one["seconds"] for one in found],
         "share_of_matmul_rate": [work["useful_flops"] / one["seconds"] / rate for one in found],
+        "share_of_own_matmul_rate": [
+            work["useful_flops"] / one["seconds"] / one["matmul_flops_per_second"] for one in found
+        ],
         "padding_fraction": [one["padding_fraction"] for one in found],
         "peak_gigabytes": [one["peak_bytes"] / 1e9 for one in found],
         "first_step_seconds": [one["first_step_seconds"] for one in found],
@@ -122,6 +153,7 @@ def summary(found: list[dict], work: dict, rate: float) -> dict:
     return {
         name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
         for name, values in figures.items()
+        if values  # a ratio needs a round of ours
     }
 
 
@@ -138,6 +170,7 @@ def main() -> None:
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     options.arms = ["HF Trainer", "ours"] if options.first_starts else options.arms
     config = parse(Config, flags)
+    check_flags(config)
     run = prepare(config, make_accelerator(config))
     command = shlex.join(["python", "bench/speed.py", *sys.argv[1:]])
     command = command.replace(str(options.json), "FILE")
@@ -150,6 +183,8 @@ def main() -> None:
     result = {
         **about_machine(),
         "command": command,
+        "model": config.model,
+        "dataset": config.dataset,
         "parameters": run.settings["parameters"],
         "mixed_precision": run.accelerator.mixed_precision,
         "work": {

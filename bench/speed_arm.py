@@ -143,6 +143,7 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,
         learning_rate=config.learning_rate,
+        seed=config.seed,
         num_train_epochs=1,
         bf16=config.mixed_precision == "bf16",
         save_strategy="no",
@@ -171,7 +172,7 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
 
 
 def plain_loop(config, work, clock, attention_dropout=None):
-    """The loop of Accelerate's examples/nlp_example.py, on these reviews."""
+    """The loop of Accelerate's examples/nlp_example.py, which does not clip, on these reviews."""
     from accelerate import Accelerator
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -181,7 +182,10 @@ def plain_loop(config, work, clock, attention_dropout=None):
     tokenizer, model = start_as_in_the_tutorial(config, attention_dropout)
 
     def collate_fn(examples):
-        return tokenizer.pad(examples, padding="longest", return_tensors="pt")
+        multiple = None if accelerator.mixed_precision == "no" else 8
+        return tokenizer.pad(
+            examples, padding="longest", pad_to_multiple_of=multiple, return_tensors="pt"
+        )
 
     rows = Dataset.from_list(work["warm"] + work["work"])
     collator = Counting(collate_fn)
