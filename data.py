@@ -246,18 +246,19 @@ def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
     validation, train = stratified_part(labels, round(len(data) * size), seed, texts)
     parts = []
     for side, rows in (("train", train), ("validation", validation)):
-        flag = f"max_{side}_samples"
-        chosen = {f"--validation_size {size}": rows}
-        if (limit := getattr(config, flag)) and limit < len(rows):
-            rows = rows[stratified_part(labels[rows], limit, seed)[0]]
-            chosen[f"--{flag} {limit}"] = rows
-        for given, kept in chosen.items():
-            if len(missing := np.setdiff1d(labels, labels[kept])):
+        limit = getattr(config, f"max_{side}_samples")
+        whole = data.select(rows)
+        part = sample(whole, limit, seed)
+        for given, kept in (
+            (f"--validation_size {size}", whole),
+            (f"--max_{side}_samples {limit}", part),
+        ):
+            if len(missing := np.setdiff1d(labels, column(kept, "labels"))):
                 raise UserError(
                     f"{given}: of {len(data)} texts the {side} split gets none of class "
                     f"{names[missing[0]]!r}; give more texts, or another value"
                 )
-        parts.append(data.select(rows))
+        parts.append(part)
     return tuple(parts)
 
 

@@ -1,30 +1,34 @@
 #!/usr/bin/env bash
-# What is to be measured on one GPU, without network and in under ten minutes:
+# What is to be measured on one GPU, without network; meant for ten minutes, not run on one yet:
 #
 #     bench/gpu.sh RESULTS_FOLDER
 #
 # writes DATE-gpu-*.json there: ours beside HF Trainer and a plain loop at batch 16 and 64, in
-# bfloat16, on made-up texts at DistilBERT's size; packing and CUDA graphs beside the length windows.
-# With DATASET and MODEL (real ones, local or in the Hub's cache) also the seconds until ours has the
-# validation accuracy that Trainer ends an epoch with; FLAGS goes there too: "--learning_rate 1e-4".
+# bfloat16, on made-up texts at DistilBERT's size; packing and CUDA graphs beside length windows.
+# With DATASET and MODEL (real ones, by absolute path or in the Hub's cache) also the seconds until
+# ours has the validation accuracy that Trainer ends an epoch with; FLAGS, such as
+# "--learning_rate 1e-4", are for that.
 set -euo pipefail
-results=$1
-here=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "$1"
+results=$(realpath "$1")
+[ -z "${DATASET:-}" ] || : "${MODEL:?goes with DATASET}"
+here=$(realpath "$(dirname "$0")/..")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-python=${PYTHON:-python}
+python=$(command -v "${PYTHON:-python}")
+python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 export HF_HUB_OFFLINE=1
-$python "$here/bench/made_up.py" "$scratch"
-job=(--dataset "$scratch/reviews" --model "$scratch/model" --max_length 512)
+cd "$scratch" # the commands that the results hold name no folder of this machine
+$python "$here/bench/made_up.py" .
+job=(--dataset reviews --model model --max_length 512)
 job+=(--mixed_precision bf16 --max_validation_samples 64)
 name=$results/$(date +%F)-gpu
-mkdir -p "$results"
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 
 for batch in 16 64; do
-    $python "$here/bench/speed.py" --rounds 3 --batches $((3200 / batch)) --json "$name-speed-$batch.json" \
+    $python "$here/bench/speed.py" --rounds 3 --batches $((3200 / batch)) \
         --arms "HF Trainer" "HF Trainer, length grouping" "plain Accelerate loop" ours \
-        "${job[@]}" --per_device_train_batch_size "$batch"
+        --json "$name-speed-$batch.json" "${job[@]}" --per_device_train_batch_size "$batch"
     $python "$here/bench/packing.py" --json "$name-packing-$batch.json" \
         "${job[@]}" --per_device_train_batch_size "$batch"
 done

@@ -6,6 +6,7 @@ Each in a process of its own, two or more times where it is a matter of seconds:
 
 - memory: a step at three lengths, with freed memory kept and given back; its page faults;
 - products: GFLOP/s of the model's linear layers by MKL, by oneDNN and with packed weights;
+- share: a step's useful FLOPs a second, set against a large product before and after it;
 - operators: where the time of a step goes;
 - parts: a step of one batch dealt in micro-batches;
 - evaluation: reviews/s by batch size;
@@ -14,6 +15,7 @@ Each in a process of its own, two or more times where it is a matter of seconds:
 """
 
 import argparse
+import itertools
 import json
 import resource
 import shlex
@@ -31,6 +33,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import engines
 from bench.machine import about_machine, alone
+from bench.speed import flops_of
+from bench.speed_arm import matmul_rate
 from config import Config, UserError, parse
 from data import BatchPlan, Collator, make_loader, train_loader
 from eval import predict
@@ -132,6 +136,29 @@ KINDS = {
 }
 
 
+def share(flags) -> dict:
+    """Of each of six steps a length; the products take turns with them, for the machine's rate
+    changes from minute to minute."""
+    run = prepared(flags)
+    run.model.train()
+    batches = batches_of(run, 512, 353, 201)
+    for rows in batches.values():
+        step(run, rows)
+    result = {}
+    for length, rows in batches.items():
+        flops = flops_of(run.model, [len(row["input_ids"]) for row in rows])
+        rates, speeds = [matmul_rate(1.0)], []
+        for _ in range(6):
+            speeds += [flops / seconds for seconds in timed(lambda r=rows: step(run, r), times=1)]
+            rates.append(matmul_rate(1.0))
+        between = [(a + b) / 2 for a, b in itertools.pairwise(rates)]
+        result[length] = {
+            "share": [speed / rate for speed, rate in zip(speeds, between, strict=True)],
+            "matmul_flops_per_second": rates,
+        }
+    return result
+
+
 def operators(flags) -> dict:
     """Shares of the CPU time of a step of 353 tokens, forward and backward together."""
     run = prepared(flags)
@@ -212,6 +239,7 @@ def graphs(flags, multiple: str) -> dict:
 MEASURES = {
     "memory": (memory, ("kept", "given back") * 3),
     "products": (products, ("",) * 2),
+    "share": (share, ("",) * 2),
     "operators": (operators, ("",)),
     "parts": (parts, ("",)),
     "evaluation": (evaluation, ("",)),

@@ -2,7 +2,8 @@
 
     python bench/packing.py --json FILE FLAGS OF train.py
 
-Training steps (bfloat16, DistilBERT) on 50 batches of an epoch of length windows:
+Training steps (bfloat16, DistilBERT) on 50 batches of an epoch of length windows, each arm in a
+process of its own, after two rounds of warm-up:
 
 - windows: as train.py has them, padded to the longest, without a mask where nothing is padded;
 - packed: the reviews of a batch in one row, attention by torch's varlen_attn within each review,
@@ -16,6 +17,7 @@ and says by how much their logits differ: a check of the packing, not of its spe
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -28,7 +30,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench.machine import about_machine
+from bench.machine import about_machine, alone
 from config import Config, parse
 from data import BatchPlan, Collator, column
 from eval import to_device
@@ -99,12 +101,14 @@ def measure(config: Config, arm: str, rounds: int) -> dict:
     run = prepare(config, make_accelerator(config))
     run.model.train()
     cuda = run.accelerator.device.type == "cuda"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
     bare = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     if arm == "packed":
         bare.set_attn_implementation("packed")
-    elif arm == "compiled":
+    # Past its limit, 8 graphs, dynamo runs the model uncompiled, in silence; and here each length,
+    # with a mask or without, may be one.
+    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if arm == "compiled":
         bare.compile(dynamic=True)
     elif arm == "CUDA graphs":
         bare.compile(mode="reduce-overhead")
@@ -125,7 +129,8 @@ def measure(config: Config, arm: str, rounds: int) -> dict:
             difference = (found - run.model(**padded).logits).abs().max().item()
         return {"largest_difference_of_a_logit": difference}
     begun = time.perf_counter()
-    epoch()  # warm-up, and compilation
+    epoch()  # compilation; and a CUDA graph is recorded at the second visit of its shape
+    epoch()
     torch.cuda.synchronize()
     warm_up, seconds = time.perf_counter() - begun, []
     for _ in range(rounds):
@@ -146,16 +151,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--one")
     options, flags = parser.parse_known_args()
     config = parse(Config, flags)
+    if options.one:
+        return print(json.dumps(measure(config, options.one, options.rounds)))
     arms = ["windows", "packed"]
     if torch.cuda.is_available():
         arms += ["compiled", "CUDA graphs"]
+    command = shlex.join(["python", "bench/packing.py", *sys.argv[1:]])
+    rounds = f"--rounds={options.rounds}"
     result = {
         **about_machine(),
-        "command": " ".join(["python", "bench/packing.py", *sys.argv[1:]]),
+        "command": command.replace(str(options.json), "FILE"),
         "batch": config.per_device_train_batch_size,
-        "arms": {arm: measure(config, arm, options.rounds) for arm in arms},
+        "arms": {arm: alone(__file__, arm, rounds, *flags) for arm in arms},
     }
     print(json.dumps(result, indent=1))
     if options.json:

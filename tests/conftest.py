@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_home_")
+home = tempfile.TemporaryDirectory(prefix="hf_home_")
+os.environ["HF_HOME"] = home.name
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 ROOT = Path(__file__).parent.parent
