@@ -28,8 +28,8 @@ back, medians of {rounds} rounds (ranges in brackets); how many times as fast ou
 over the rounds of that ratio in each. Useful FLOPs, of tokens that are no padding, are set against
 a product of two large matrices, which ran at {rate} GFLOP/s after the trainings: in the table
 against the median of all of these, which does not show how uncertain it is. Each of ours against
-its own product: {own} % ([logbook](logbook.md)). The first step is of the {batch} longest reviews. Evaluation: {predicted}
-reviews, in batches of {batch} and of {larger}.
+its own product: {own} % ([logbook](logbook.md)). The first step is of the {batch} longest reviews.
+Evaluation: {predicted} reviews, in batches of {batch} and of {larger}.
 
 A first start, which tokenises, took its first step (on 16 short reviews) after, in seconds, medians
 of {first_rounds}: {first}.
