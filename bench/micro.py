@@ -68,6 +68,16 @@ def step(run, rows: list[dict], parts: int = 1) -> None:
     run.optimizer.zero_grad()
 
 
+def ready(flags: list[str], *lengths: int):
+    """A run and batches of it, after a training step on each of them."""
+    run = prepared(flags)
+    run.model.train()
+    batches = batches_of(run, *lengths)
+    for rows in batches.values():
+        step(run, rows)
+    return run, batches
+
+
 def timed(work, times: int) -> list[float]:
     """Seconds of each call after the first."""
     seconds = []
@@ -81,11 +91,7 @@ def timed(work, times: int) -> list[float]:
 def memory(flags, keep: str) -> dict:
     if keep == "given back":
         engines.keep_freed_memory = lambda: None
-    run = prepared(flags)
-    run.model.train()
-    batches = batches_of(run, 512, 353, 201)
-    for rows in batches.values():
-        step(run, rows)
+    run, batches = ready(flags, 512, 353, 201)
     result = {}
     for length, rows in batches.items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -139,11 +145,7 @@ KINDS = {
 def share(flags) -> dict:
     """Of each of six steps a length; the products take turns with them, for the machine's rate
     changes from minute to minute."""
-    run = prepared(flags)
-    run.model.train()
-    batches = batches_of(run, 512, 353, 201)
-    for rows in batches.values():
-        step(run, rows)
+    run, batches = ready(flags, 512, 353, 201)
     result = {}
     for length, rows in batches.items():
         flops = flops_of(run.model, [len(row["input_ids"]) for row in rows])
@@ -161,10 +163,8 @@ def share(flags) -> dict:
 
 def operators(flags) -> dict:
     """Shares of the CPU time of a step of 353 tokens, forward and backward together."""
-    run = prepared(flags)
-    run.model.train()
-    ((length, rows),) = batches_of(run, 353).items()
-    step(run, rows)
+    run, batches = ready(flags, 353)
+    ((length, rows),) = batches.items()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step(run, rows)
     events = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
@@ -178,10 +178,9 @@ def operators(flags) -> dict:
 
 
 def parts(flags) -> dict:
-    run = prepared(flags)
-    run.model.train()
+    run, batches = ready(flags, 512, 353, 201)
     result = {}
-    for length, rows in batches_of(run, 512, 353, 201).items():
+    for length, rows in batches.items():
         for number in (1, 2, 4):
             seconds = timed(lambda n=number, rows=rows: step(run, rows, n), times=4)
             result[f"{length} tokens, {number} x {len(rows) // number}"] = seconds
