@@ -184,7 +184,7 @@ def read_labels(table: Dataset, name: str) -> tuple[list[str], list[str], np.nda
 
 
 def column(data: Dataset, name: str) -> pa.ChunkedArray:
-    """One column, where it lies: a list of Python objects takes ten times the room and time."""
+    """One column, where it lies: no list of Python objects, which takes several times the room."""
     return data.select_columns([name]).with_format("arrow")[:][name]
 
 
@@ -344,6 +344,7 @@ def plan_epoch(
     Args:
         lengths: (rows,) tokens of each text.
         batch_size: examples of a batch over all processes and accumulation steps, at most.
+        window: batches within which texts are sorted.
     """
     rng = np.random.default_rng((seed, epoch))
     order = rng.permutation(len(lengths))
@@ -370,7 +371,7 @@ class BatchPlan:
         self.seed = seed
         self.window = {"group_by_length": 50, "random": 1}[strategy]
         self.steps_per_epoch = -(-len(self.lengths) // batch_size)
-        self.epoch = lru_cache(maxsize=2)(self.epoch)
+        self.epoch = lru_cache(maxsize=2)(self.epoch)  # of this plan: it goes when the plan goes
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         return plan_epoch(self.lengths, self.batch_size, self.seed, epoch, self.window)

@@ -155,8 +155,8 @@ def load_test(config: EvalConfig, trained: dict, names: list[str]):
     if learnt is not None and learnt >= len(test) / 2:
         raise UserError(
             f"--dataset {about['dataset']} --test_split {about['test_split']}: {learnt} of its "
-            f"{len(test)} texts are what the model was trained on; give --dataset TEST_FILE, or "
-            "another split"
+            f"{len(test)} texts stand in the split that the model was trained on; give --dataset "
+            "TEST_FILE, or another split"
         )
     test = sample(test, config.max_test_samples, seed=0)
     about["texts"] = Hasher.hash((test["text"][:], test["labels"][:]))

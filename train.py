@@ -353,11 +353,12 @@ def run_to_end(config: Config, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         for name in ("best", "last"):
             checkpoint.remove_copies(output(run) / name)
+    other = " --dataset OTHER_TEXTS" if Path(config.dataset).is_file() else ""  # it has one split
     say(
         run,
         f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
         f"{progress.best_accuracy:.4f} on {len(run.validation):,} texts; "
-        f"next: python eval.py --ckpt {output(run) / 'best'}",
+        f"next: python eval.py --ckpt {output(run) / 'best'}{other}",
     )
     return 0
 

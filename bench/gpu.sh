@@ -9,6 +9,8 @@
 # ours has the validation accuracy that Trainer ends an epoch with; FLAGS, such as
 # "--learning_rate 1e-4", are for that.
 set -euo pipefail
+: "${1:?usage: bench/gpu.sh RESULTS_FOLDER}"
+nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 mkdir -p "$1"
 results=$(realpath "$1")
 [ -z "${DATASET:-}" ] || : "${MODEL:?goes with DATASET}"
@@ -23,7 +25,6 @@ $python "$here/bench/made_up.py" .
 job=(--dataset reviews --model model --max_length 512)
 job+=(--mixed_precision bf16 --max_validation_samples 64)
 name=$results/$(date +%F)-gpu
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 
 for batch in 16 64; do
     $python "$here/bench/speed.py" --rounds 3 --batches $((3200 / batch)) \

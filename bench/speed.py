@@ -64,6 +64,8 @@ def check_flags(config: Config) -> None:
         peers_know = field.name in OBEYED and given != "fp16"
         if given != field.default and not peers_know:
             raise UserError(f"--{field.name} {given}: not every arm would obey it; leave it out")
+    if Path(config.dataset).is_file():
+        raise UserError(f"--dataset {config.dataset}: give a Hub name or a folder, for all arms")
 
 
 def choose_work(run, batches: int) -> dict:
@@ -72,6 +74,8 @@ def choose_work(run, batches: int) -> dict:
     batch = config.per_device_train_batch_size
     plan = BatchPlan(run.plan.lengths, batch, config.seed).epoch(0)
     plan = sorted((r for r in plan if len(r) == batch), key=lambda r: run.plan.lengths[r].max())
+    if len(plan) < batches:
+        raise UserError(f"--batches {batches}: the plan has {len(plan)} full ones; give fewer")
     places = ((np.arange(batches) + 0.5) * len(plan) / batches).astype(int)
     rows = np.random.default_rng(0).permutation(np.concatenate([plan[at] for at in places]))
     longest = np.argsort(-run.plan.lengths, kind="stable")[:batch]
@@ -158,14 +162,19 @@ def summary(found: list[dict], ours: list[dict], work: dict, rate: float) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=6)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="processes for each arm")
+    parser.add_argument("--batches", type=int, default=6, help="full batches of the work")
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    some.add_argument("--ablations", action="store_true")
-    some.add_argument("--first_starts", action="store_true")
-    parser.add_argument("--json", type=Path)
+    names = {"nargs": "+", "choices": ARMS | ABLATIONS, "metavar": "ARM"}
+    some.add_argument("--arms", **names, default=list(ARMS), help="; ".join(ARMS | ABLATIONS))
+    some.add_argument("--ablations", action="store_true", help="see above")
+    some.add_argument("--first_starts", action="store_true", help="see above")
+    parser.add_argument("--json", type=Path, help="written anew after each process")
     options, flags = parser.parse_known_args()
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     options.arms = ["HF Trainer", "ours"] if options.first_starts else options.arms

@@ -310,10 +310,13 @@ ARMS = {
     "ours": partial(ours, evaluates=True),
     "ours, accelerate launch": ours,
 }
-ABLATIONS = {  # one thing of ours taken away at a time
+ABLATIONS = {  # one thing of ours taken away at a time, and once two that act on one another
     "ours, random order": partial(ours, order="random"),
     "ours, attention dropout 0.1": partial(ours, attention_dropout=0.1),
     "ours, freed memory given back": partial(ours, take_away="keep_freed_memory"),
+    "ours, attention dropout 0.1, freed memory given back": partial(
+        ours, attention_dropout=0.1, take_away="keep_freed_memory"
+    ),
     "ours, AdamW not fused": partial(ours, take_away="fused AdamW"),
     "ours, mask always": partial(ours, take_away="no mask"),
 }

@@ -3,10 +3,12 @@
     python bench/time_to_accuracy.py --every 10 --json FILE FLAGS OF train.py
 
 First Trainer as it comes (bench/peer_trainer.py: shuffled, the model's attention dropout of 0.1) to
-its last step; then ours with the same flags, which validates on the same reviews every so many
-steps. Seconds are of training, after start-up and without evaluations and saves. The answer is of
-one seed, and as noisy as an accuracy on that many reviews (its standard error is given); and the
-first of many looks that passes one final value passes it early by that noise.
+its last step. Then ours as it comes (length windows, attention dropout 0) with the same flags and
+schedule, looking at the same validation reviews every so many steps, in the middle of the schedule
+too. Seconds are of training alone, after start-up, without evaluations and saves, all batches
+taken as full. The answer is of one seed, as noisy as an accuracy on that many reviews (its standard
+error is given), and early by that noise, for the first of many looks is set against one final
+value. Where Trainer has learnt nothing it means nothing.
 """
 
 import argparse

@@ -261,6 +261,16 @@ def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command)
     assert all(torch.equal(tensor, reference[key]) for key, tensor in model.state_dict().items())
 
 
+def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(
+    train_command, corpus, tmp_path, capsys
+):
+    """eval.py refuses the split of the training, and a file has no other. Red: `other` empty."""
+    train_command(max_steps=1)
+    assert capsys.readouterr().out.endswith("/best\n")
+    train_command(max_steps=1, dataset=corpus / "train.csv", output_dir=tmp_path / "other")
+    assert capsys.readouterr().out.endswith("/best --dataset OTHER_TEXTS\n")
+
+
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
     """Red: `if True` for the look at progress.step in main; rmtree of the whole output folder."""
     output = train_command(max_steps=4)

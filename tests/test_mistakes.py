@@ -665,7 +665,7 @@ OUTPUT = [
 REVIEWS = "text,stars\nw1 w2,1\nw3,2\n"
 NO_CHECKPOINT = "; give the best/ folder that train.py wrote"
 TRAINED_ON = (
-    ": ... of its ... texts are what the model was trained on; "
+    ": ... of its ... texts stand in the split that the model was trained on; "
     "give --dataset TEST_FILE, or another split"
 )
 
@@ -1057,7 +1057,7 @@ def test_splits_that_share_rows(trained, asked, refused, places):
     """By what is in them. Red: `==` between the names of the two splits, or no look at all."""
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
     config = evaluation.EvalConfig(test_split=asked)
-    refusal = pytest.raises(UserError, match="what the model was trained on")
+    refusal = pytest.raises(UserError, match="stand in the split that the model was trained on")
     with refusal if refused else contextlib.nullcontext():
         evaluation.load_test(config, settings | {"train_split": trained}, ["negative", "positive"])
 
