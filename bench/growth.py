@@ -23,7 +23,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.machine import about_machine, alone, peak_bytes
+from bench.machine import about_machine, alone, peak_bytes, this_command
 
 
 def plan(reviews: int) -> dict:
@@ -76,7 +76,7 @@ def start(path: str, folder: str, steps: int) -> dict:
     if steps:
         run.validation = run.validation.select(range(16))
         train.start_anew(run)  # writes last/, as every start does
-        run.started, run.bar = time.perf_counter(), Ticks(steps)
+        run.started, run.bar = time.perf_counter(), Ticks()
         with run.stop:
             train.train(run)
         result["step_seconds"] = run.bar.median()
@@ -88,8 +88,8 @@ class Ticks:
 
     disable = True
 
-    def __init__(self, steps: int):
-        self.times, self.steps = [], steps
+    def __init__(self):
+        self.times = []
 
     def update(self):
         self.times.append(time.perf_counter())
@@ -137,7 +137,7 @@ def main() -> None:
         if kind == "start":
             return print(json.dumps(start(given[0], given[1], int(given[2]))))
         return print(json.dumps({"plan": plan, "tokens": tokens}[kind](int(given[0]))))
-    command = f"python bench/growth.py --json FILE --most {options.most}"
+    command = this_command(options.json)
     result = {**about_machine(), "command": command, "plan": [], "tokens": [], "start": []}
     for reviews in (10**power for power in range(3, 8)):
         result["plan"].append({"of": reviews, **alone(__file__, "plan", reviews)})

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,6 +27,12 @@ def about_machine() -> dict:
         "versions": {name: version(name) for name in PACKAGES},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}{gpu}",
     }
+
+
+def this_command(file: Path | None) -> str:
+    """As it was typed, for the JSON that it writes, but for the name of that file."""
+    words = ["FILE" if word == str(file) else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
 
 
 def alone(script: str, *given) -> dict:

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import json
 import resource
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ from transformers import DataCollatorWithPadding
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 import engines
-from bench.machine import about_machine, alone
+from bench.machine import about_machine, alone, this_command
 from bench.speed import flops_of
 from bench.speed_arm import matmul_rate
 from config import Config, UserError, parse
@@ -259,8 +258,7 @@ def main() -> None:
         return print(json.dumps(measure(flags, given) if given else measure(flags)))
     if torch.cuda.is_available():
         raise UserError("bench/micro.py measures a CPU; hide the GPU: CUDA_VISIBLE_DEVICES=")
-    command = shlex.join(["python", "bench/micro.py", *sys.argv[1:]])
-    result = {**about_machine(), "command": command.replace(str(options.json), "FILE")}
+    result = {**about_machine(), "command": this_command(options.json)}
     for name in options.only:
         for given in MEASURES[name][1]:
             found = alone(__file__, name, given, *flags)

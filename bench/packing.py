@@ -17,7 +17,6 @@ float32, one review at a time where varlen_attn would run: a check of the packin
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -30,7 +29,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench.machine import about_machine, alone
+from bench.machine import about_machine, alone, this_command
 from config import Config, parse
 from data import BatchPlan, Collator, column
 from eval import to_device
@@ -97,6 +96,9 @@ def steps_of(run, arm: str, batches: list[list[dict]]):
     return epoch, make, logits_of
 
 
+COMPILED = {"compiled": {"dynamic": True}, "CUDA graphs": {"mode": "reduce-overhead"}}
+
+
 def measure(config: Config, arm: str, rounds: int) -> dict:
     run = prepare(config, make_accelerator(config))
     run.model.train()
@@ -104,14 +106,12 @@ def measure(config: Config, arm: str, rounds: int) -> dict:
     bare = run.accelerator.unwrap_model(run.model, keep_torch_compile=False)
     if arm == "packed":
         bare.set_attn_implementation("packed")
-    # Past its limit, 8 graphs, dynamo runs the model uncompiled, in silence; and here each length,
-    # with a mask or without, may be one.
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    if arm == "compiled":
-        bare.compile(dynamic=True)
-    elif arm == "CUDA graphs":
-        bare.compile(mode="reduce-overhead")
+    elif arm in COMPILED:
+        # Past its limit, 8 graphs, dynamo runs the model uncompiled, in silence; and here each
+        # length, with a mask or without, may be one.
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        bare.compile(**COMPILED[arm])
     batch = config.per_device_train_batch_size
     lengths = column(run.train, "length").to_numpy()
     window = BatchPlan(lengths, batch, config.seed).epoch(0)[:50]
@@ -158,12 +158,11 @@ def main() -> None:
         return print(json.dumps(measure(config, options.one, options.rounds)))
     arms = ["packed"]
     if torch.cuda.is_available():
-        arms += ["windows", "compiled", "CUDA graphs"]
-    command = shlex.join(["python", "bench/packing.py", *sys.argv[1:]])
+        arms += ["windows", *COMPILED]
     rounds = f"--rounds={options.rounds}"
     result = {
         **about_machine(),
-        "command": command.replace(str(options.json), "FILE"),
+        "command": this_command(options.json),
         "batch": config.per_device_train_batch_size,
         "arms": {arm: alone(__file__, arm, rounds, *flags) for arm in arms},
     }

@@ -25,7 +25,6 @@ import argparse
 import dataclasses
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -38,7 +37,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.machine import about_machine
+from bench.machine import about_machine, this_command
 from bench.speed_arm import ABLATIONS, ARMS
 from config import Config, UserError, parse
 from data import BatchPlan
@@ -161,7 +160,7 @@ def summary(found: list[dict], ours: list[dict], work: dict, rate: float) -> dic
     }
 
 
-def main() -> None:
+def options_and_flags() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__,
         allow_abbrev=False,
@@ -178,48 +177,54 @@ def main() -> None:
     options, flags = parser.parse_known_args()
     options.arms = ["ours", *ABLATIONS] if options.ablations else options.arms
     options.arms = ["HF Trainer", "ours"] if options.first_starts else options.arms
+    return options, flags
+
+
+def about_work(run, work: dict) -> dict:
+    lengths = [len(row["input_ids"]) for row in work["work"]]
+    return {
+        "reviews": len(lengths),
+        "batch": run.config.per_device_train_batch_size,
+        "predicted_reviews": len(work["predict"]),
+        "predict_default_batch": run.config.per_device_eval_batch_size,
+        "mean_tokens": float(np.mean(lengths)),
+        "mean_tokens_of_the_data_set": float(run.plan.lengths.mean()),
+        "useful_flops": flops_of(run.accelerator.unwrap_model(run.model), lengths),
+    }
+
+
+def main() -> None:
+    options, flags = options_and_flags()
     config = parse(Config, flags)
     check_flags(config)
     run = prepare(config, make_accelerator(config))
-    command = shlex.join(["python", "bench/speed.py", *sys.argv[1:]])
-    command = command.replace(str(options.json), "FILE")
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
     if options.first_starts:
         short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
         work = dict.fromkeys(work, short[: config.per_device_train_batch_size])
-    lengths = [len(row["input_ids"]) for row in work["work"]]
     result = {
         **about_machine(),
-        "command": command,
+        "command": this_command(options.json),
         "model": config.model,
         "dataset": config.dataset,
         "parameters": run.settings["parameters"],
         "mixed_precision": run.accelerator.mixed_precision,
-        "work": {
-            "reviews": len(lengths),
-            "batch": config.per_device_train_batch_size,
-            "predicted_reviews": len(work["predict"]),
-            "predict_default_batch": config.per_device_eval_batch_size,
-            "mean_tokens": float(np.mean(lengths)),
-            "mean_tokens_of_the_data_set": float(run.plan.lengths.mean()),
-            "useful_flops": flops_of(run.accelerator.unwrap_model(run.model), lengths),
-        },
+        "work": about_work(run, work),
         "arms": {},
         "rounds": {arm: [] for arm in options.arms},
     }
-    del run
+    del run  # its memory is the arms'
     for index in range(options.rounds):
         for arm in options.arms[:: 1 if index % 2 == 0 else -1]:
-            found = result["rounds"][arm]
-            found.append(run_arm(arm, work, index, flags, options.first_starts))
-            speed, rate = len(lengths) / found[-1]["seconds"], found[-1]["matmul_flops_per_second"]
-            begun = found[-1]["first_step_seconds"]
+            one = run_arm(arm, work, index, flags, options.first_starts)
             print(
-                f"{arm}: first step after {begun:.1f} s, then {speed:.3f} reviews/s "
-                f"beside {rate / 1e9:.0f} GFLOP/s",
+                f"{arm}: first step after {one['first_step_seconds']:.1f} s, then "
+                f"{len(work['work']) / one['seconds']:.3f} reviews/s "
+                f"beside {one['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s",
                 flush=True,
             )
+            result["rounds"][arm].append(one)
             result["arms"] = summaries(result["rounds"], result["work"])
             if options.json:  # every time: a failure costs no hours
                 options.json.write_text(json.dumps(result, indent=1) + "\n")

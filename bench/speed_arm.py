@@ -168,7 +168,7 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
         trainer.predict(rows)
 
     if evaluates:
-        yield from evaluations(config, Dataset.from_list(work["predict"]), predict)
+        yield from evaluations(config, with_lengths(work["predict"]), predict)
 
 
 def plain_loop(config, work, clock, attention_dropout=None):
@@ -238,8 +238,6 @@ def ours(
     take_away="",
     evaluates=False,
 ):
-    from datasets import Dataset
-
     import train
     from data import BatchPlan
     from eval import predict
@@ -259,8 +257,7 @@ def ours(
     run = train.prepare(config, train.make_accelerator(config))
     counting = Counting(train.Collator(run.tokenizer))
     train.Collator = lambda tokenizer: counting
-    rows = Dataset.from_list(work["warm"] + work["work"])
-    run.train = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
+    run.train = with_lengths(work["warm"] + work["work"])
     run.plan = Handed(run.train["length"][:], batch, config.seed)
     run.plan.steps_per_epoch = run.total_steps = clock.last + 1
     run.bar, run.started = clock, time.perf_counter()
@@ -270,24 +267,29 @@ def ours(
             train.train(run)
     except Enough:
         yield clock.result() | {"shapes": list(counting.shapes)}
-    rows = Dataset.from_list(work["predict"])
-    rows = rows.add_column("length", [len(ids) for ids in rows["input_ids"]])
     if evaluates:
         yield from evaluations(
             config,
-            rows,
+            with_lengths(work["predict"]),
             lambda rows, size: predict(run.model, rows, counting.collator, size, run.accelerator),
         )
 
 
+def with_lengths(rows: list[dict]):
+    """The data set of them, with the column that ours sorts by."""
+    from datasets import Dataset
+
+    return Dataset.from_list([row | {"length": len(row["input_ids"])} for row in rows])
+
+
 def evaluations(config, rows, predict):
     """Seconds at the batch size of training and at ours' own, after a batch of the longest."""
-    longest_first = sorted(range(len(rows)), key=lambda row: -len(rows[row]["input_ids"]))
+    longest_first = rows.sort("length", reverse=True)
     for name, size in (
         ("predict_seconds", config.per_device_train_batch_size),
         ("predict_default_seconds", config.per_device_eval_batch_size),
     ):
-        predict(rows.select(longest_first[:size]), size)
+        predict(longest_first.select(range(min(size, len(rows)))), size)
         yield {name: timed(lambda size=size: predict(rows, size))}
 
 

@@ -13,8 +13,6 @@ value. Where Trainer has learnt nothing it means nothing.
 
 import argparse
 import json
-import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,26 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.machine import about_machine
+from bench.accuracy import train
+from bench.machine import about_machine, this_command
 from processes import run_command
 
 
-def call(script: str, flags: list[str], folder: str) -> None:
-    command = [sys.executable, str(ROOT / script), *flags, f"--output_dir={folder}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-
-
-def trainer(flags: list[str], folder: str) -> dict:
-    call("bench/peer_trainer.py", [*flags, "--attention_dropout=0.1"], folder)
-    return json.loads((Path(folder) / "best" / "validation.json").read_text())
-
-
-def ours(flags: list[str], folder: str, every: int) -> list[dict]:
-    """Step, seconds of training so far and accuracy, at each validation."""
-    flags = [*flags, f"--logging_steps={every}", f"--validate_steps={every}"]
-    call("train.py", [*flags, "--eval_steps=999999", "--save_steps=999999"], folder)
-    events = EventAccumulator(f"{folder}/runs", size_guidance={"scalars": 0}).Reload()
-    given = json.loads((Path(folder) / "best" / "training_config.json").read_text())
+def looks(folder: Path) -> list[dict]:
+    """Step, seconds of training so far and accuracy, at each validation of ours."""
+    events = EventAccumulator(str(folder / "runs"), size_guidance={"scalars": 0}).Reload()
+    given = json.loads((folder / "best" / "training_config.json").read_text())
     batch = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
     points, seconds, before = [], 0.0, 0
     for speed, accuracy in zip(
@@ -60,13 +47,17 @@ def ours(flags: list[str], folder: str, every: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
-    command = shlex.join(["python", "bench/time_to_accuracy.py", *sys.argv[1:]])
-    result = {**about_machine(), "command": command.replace(str(options.json), "FILE")}
-    with tempfile.TemporaryDirectory() as folder:
-        theirs = trainer(flags, f"{folder}/trainer")
-        points = ours(flags, f"{folder}/ours", options.every)
+    result = {**about_machine(), "command": this_command(options.json)}
+    often = [f"--logging_steps={options.every}", f"--validate_steps={options.every}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        peer, own = Path(scratch) / "peer", Path(scratch) / "own"
+        train("HF Trainer", options.seed, peer, flags)
+        theirs = json.loads((peer / "best" / "validation.json").read_text())
+        train("ours", options.seed, own, [*flags, *often, "--save_steps=999999"])
+        points = looks(own)
     half_a_review = 0.5 / theirs["examples"]  # scalars are float32
     least = theirs["accuracy"] - half_a_review
     reached = [point for point in points if point["accuracy"] > least]
