@@ -1,27 +1,21 @@
-"""The pretrained encoder with its new head, its tokenizer, and which parameters decay.
+"""The pretrained encoder with its head, its tokenizer, which parameters decay, and its predictions.
 
-In: a model's name, label names. Out: a float32 classifier, a fast tokenizer, parameter groups.
-Refuses to know: the data set, the loop, the files we write.
+In: a model's name, label names; batches. Out: a float32 classifier, a fast tokenizer, parameter
+groups; logits and scores. Independent of: the data set, the loop, the files we write.
 """
 
-import pickle
-import textwrap
+from dataclasses import dataclass
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
 
-from config import UserError
-from data import locate, offline_hint
+from runtime.flags import UserError
+from runtime.hub import check_tokenizer, load_pretrained, require_weights
 
-logging.disable_progress_bar()  # a bar a tensor group while weights load
-logging.set_verbosity_error()  # and a table to say that the head is new, which here it should be
-
-# What the dropouts are called, by DistilBERT, by the BERT family, by ModernBERT, and in heads.
+# The names of dropouts in DistilBERT, in the BERT family, in ModernBERT, and in heads.
 ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob")
 OTHER_DROPOUT = (
     "dropout",
@@ -34,35 +28,20 @@ OTHER_DROPOUT = (
 )
 
 
+# ---------------------------------------------------------------- tokenizer
+
+
 def load_tokenizer(
     name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
 ):
-    """The fast tokenizer of `name`, cutting at `max_length` tokens; default: 512, or its limit.
+    """The fast tokenizer of `name`, truncating at `max_length` tokens; default: 512, or its limit.
 
     Raises `UserError` for a model without a tokenizer, without a fast one, without a padding token,
     with that of another model, or that reads fewer tokens than `max_length`.
     """
-    config = read(AutoConfig, name, revision, flag)
-    tokenizer = read(AutoTokenizer, name, revision, flag)
-    if not tokenizer.is_fast:
-        raise UserError(f"{flag} {name}: has no fast tokenizer; choose a model with tokenizer.json")
-    if tokenizer.pad_token is None:
-        raise UserError(
-            f"{flag} {name}: has no padding token; choose an encoder such as DistilBERT"
-        )
-    # Of a folder without tokenizer files, transformers makes one that knows no word; and a token
-    # above the model's vocabulary would end the run wherever it first came.
-    vocabulary = tokenizer.get_vocab()
-    size = getattr(config, "vocab_size", None) or len(vocabulary)
-    if set(vocabulary) <= set(tokenizer.all_special_tokens):
-        raise UserError(
-            f"{flag} {name}: holds no tokenizer; save it with tokenizer.save_pretrained there"
-        )
-    if max(vocabulary.values()) >= size:
-        raise UserError(
-            f"{flag} {name}: its tokenizer has token {max(vocabulary.values())} and the model only "
-            f"{size} of them; save the tokenizer that belongs to it there"
-        )
+    config = load_pretrained(AutoConfig, name, revision, flag)
+    tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
+    check_tokenizer(tokenizer, config, f"{flag} {name}")
     # RoBERTa's 514 positions hold 512 tokens (two are kept for padding); its tokenizer says 512.
     limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 2**31))
     max_length = min(512, limit) if max_length is None else max_length
@@ -77,11 +56,14 @@ def load_tokenizer(
             f"--max_length {max_length}: {name} reads at most {limit} tokens; "
             f"give --max_length {limit}"
         )
-    tokenizer.model_max_length = max_length  # saved with it: a pipeline cuts where the training cut
-    # For a single text the token types are all 0, which models assume when none are given; and a
-    # tokenizer may emit them for a model that has none.
+    tokenizer.model_max_length = max_length  # is saved: a pipeline truncates where training did
+    # Token types of a single text are all 0, which models assume if none are given; and some
+    # tokenizers emit them for a model that has none.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return tokenizer
+
+
+# ---------------------------------------------------------------- model
 
 
 def load_model(
@@ -91,15 +73,16 @@ def load_model(
     attention_dropout: float = 0.0,
     dropout: float | None = None,
 ):
-    """`name` with a classification head of `len(label_names)` outputs, from torch's generator.
+    """`name` with a new classification head of `len(label_names)` outputs, in float32.
 
-    Weights are float32 whatever the file holds: a bfloat16 one near 1 cannot take a step of 1e-5.
-    Raises `UserError` for a file without the encoder that its config.json describes.
+    The head is drawn from torch's global generator. Weights are float32 whatever the file holds: a
+    bfloat16 weight near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the
+    encoder that its config.json describes.
     """
-    config = read(AutoConfig, name, revision)
+    config = load_pretrained(AutoConfig, name, revision)
     overrides = dict.fromkeys(ATTENTION_DROPOUT, attention_dropout)
-    # BigBird's sparse attention turns itself off for good at the first short batch: an evaluation
-    # would change the training after it, and a resume could not repeat that.
+    # BigBird's sparse attention switches itself off for good at the first short batch: then an
+    # evaluation would change the training after it, and a resume could not repeat that.
     overrides["attention_type"] = "original_full"
     if dropout is not None:
         overrides |= dict.fromkeys(OTHER_DROPOUT, dropout)
@@ -116,10 +99,31 @@ def load_model(
     return model
 
 
-def freeze_unused(model: nn.Module) -> None:
-    """Stop the gradient of weights that no logit depends on, such as BigBird's pooler.
+def load_classifier(
+    name: str, revision: str | None = None, flag="--model", new_head=False, **options
+):
+    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights.
 
-    They would stay as they are; but several processes would wait for their gradients (DDP raises).
+    `new_head`: weights outside the encoder may be missing or of another task; they start anew.
+    """
+    model, report = load_pretrained(
+        AutoModelForSequenceClassification,
+        name,
+        revision,
+        flag,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # they are in the report, and so in the one line below
+        output_loading_info=True,
+        **options,
+    )
+    require_weights(model, report, f"{flag} {name}", new_head)
+    return model
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Exclude from training the weights that no logit depends on, such as BigBird's pooler.
+
+    They would never change; but DDP would wait for their gradients, and raise.
     """
     last = model.get_input_embeddings().num_embeddings - 1
     end = min(model.config.eos_token_id or 0, last)  # BART reads its logits at that token
@@ -129,66 +133,9 @@ def freeze_unused(model: nn.Module) -> None:
         parameter.grad = None
 
 
-def load_classifier(
-    name: str, revision: str | None = None, flag="--model", new_head=False, **options
-):
-    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights.
-
-    `new_head`: what is not of the encoder may be missing, or of another task, and starts anew.
-    """
-    model, report = read(
-        AutoModelForSequenceClassification,
-        name,
-        revision,
-        flag,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # they are reported too, and in one line below
-        output_loading_info=True,
-        **options,
-    )
-    absent = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    if new_head:  # and many an encoder that was trained on masked words alone has no pooler
-        encoder = f"{model.base_model_prefix}."
-        absent = {key for key in absent if key.startswith(encoder) and ".pooler." not in key}
-    if absent:
-        remedy = "check its config.json" if new_head else "give the best/ that train.py wrote"
-        raise UserError(
-            f"{flag} {name}: {len(absent)} of its weights are missing or of another size, such as "
-            f"{min(absent)}; {remedy}"
-        )
-    return model
-
-
-def read(auto_class, name: str, revision: str | None = None, flag="--model", **options):
-    """`auto_class.from_pretrained`, its many failures as one `UserError`. Runs no remote code."""
-    path = locate(name, flag, revision)
-    if path and not (path / "config.json").is_file():
-        raise UserError(
-            f"{flag} {name}: holds no config.json; give a folder that save_pretrained wrote"
-        )
-    try:
-        return auto_class.from_pretrained(
-            str(path or name), revision=revision or "main", trust_remote_code=False, **options
-        )
-    except LOADING_ERRORS as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        remedy = f"check the name{offline_hint()}"
-        remedy = "give a folder that save_pretrained wrote whole" if path else remedy
-        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
-
-
-LOADING_ERRORS = (
-    OSError,  # a file is missing, or the network
-    ValueError,  # not JSON, an unknown kind of model
-    *(KeyError, TypeError, StrictDataclassError),  # fields of a config that are not what they name
-    *(SafetensorError, RuntimeError, pickle.UnpicklingError),  # truncated weights
-    ImportError,  # a library that only this tokenizer needs
-)
-
-
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups for the optimizer: with `weight_decay` the weights of linear, convolution and
-    embedding layers; with 0 all else, that is biases and normalisation weights.
+    embedding layers; with 0 everything else, that is biases and normalisation weights.
 
     By the layer's type, not its name: the usual `["bias", "LayerNorm.weight"]` misses DistilBERT's
     `sa_layer_norm` and `output_layer_norm` and every norm of ModernBERT.
@@ -200,3 +147,60 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def to_device(batch: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
+    """The batch on `device`; to a GPU through pinned memory, so that the host need not wait."""
+    if device.type == "cuda":
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        # Not elsewhere: on MPS an asynchronous copy may read freed memory (pytorch#139550).
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()  # inference_mode would leave FSDP2 and ZeRO 3 buffers that no gradient crosses
+def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -> torch.Tensor:
+    """Logits (rows, classes), float32 on the CPU, in the order of the data, on every process.
+
+    Args:
+        batches: this process's pairs of (row numbers, batch), from `data.eval_batches`.
+        rows: of the whole data set.
+        before_batch: called before each batch, equally often on every process.
+
+    The last column of the table counts how often each row was predicted, over all processes:
+    exactly once, or this raises. (Samplers that pad every share to one size count rows twice.)
+    """
+    table = torch.zeros(rows, model.config.num_labels + 1, device=accelerator.device)
+    was_training = model.training
+    model.eval()
+    for numbers, batch in batches:
+        before_batch()
+        batch.pop("labels", None)
+        logits = model(**to_device(batch, accelerator.device)).logits.float()
+        table[numbers, :-1] = logits[: len(numbers)]  # without rows, one made-up text is left out
+        table[numbers, -1] += 1
+    model.train(was_training)
+    table = accelerator.reduce(table, "sum").cpu()
+    if not (table[:, -1] == 1).all():
+        wrong = int((table[:, -1] != 1).sum())
+        raise RuntimeError(f"of {rows} rows {wrong} were not counted once")
+    return table[:, :-1]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`loss`: mean cross-entropy in nats. `accuracy`: correct / examples."""
+
+    loss: float
+    accuracy: float
+    examples: int
+
+
+def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
+    """Sums divided once by the count: a mean of means is wrong for ragged batches (trl#7010)."""
+    loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
+    correct = (logits.argmax(-1) == labels).sum().item()
+    return Scores(loss / len(labels), correct / len(labels), len(labels))

@@ -1,8 +1,7 @@
-"""A report on predictions: accuracy with its interval, each class, and which is taken for which.
+"""A report on predictions: accuracy with its interval, each class, the confusion matrix.
 
 In: scores, predicted and true classes. Out: a dict that is saved as JSON, and lines for a person.
-Refuses to know: models, data sets, files. `evaluate` takes two seconds to import, which train.py,
-that makes no report, need not wait for: so a file of its own.
+Independent of: models, data sets, files. `evaluate` takes two seconds to import.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Folders that are written whole or not at all, and verified when read: `last/` and `best/`.
 
-In: a folder and a function that fills it. Out: the folder, replaced in one move; or a verified one.
-Refuses to know: what the numbers in it mean, and when to save.
+In: a folder and a function that fills it. Out: the folder, replaced in one step; or a verified one.
+Independent of: what is in the folder, and when to save.
 """
 
 import contextlib
@@ -17,71 +17,79 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from config import GO_ON, UserError
+from runtime.flags import RUN_AGAIN, UserError
 
 MANIFEST = "manifest.json"
-CARD = "README.md"  # a model card is for editing: it is never damaged
+CARD = "README.md"  # a model card may be edited: no change of it counts as damage
 
 
 class Damaged(Exception):
     """A folder that is not what was written: missing, torn, truncated or altered."""
 
 
-def spare(folder: Path) -> Path:
-    """The other copy, beside `folder`: the one before, or the next while it is written."""
+def spare_of(folder: Path) -> Path:
+    """The other copy, beside `folder`: the previous one, or the next while it is written."""
     return folder.resolve().with_name(f".{folder.resolve().name}.spare")
 
 
-def aside(folder: Path) -> Path:
+def aside_of(folder: Path) -> Path:
     """Where `folder` is for an instant while two renames replace it (see `exchange`)."""
     return folder.resolve().with_name(f".{folder.resolve().name}.old")
 
 
-def write(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
-    """Replace `folder` by one that `fill(temporary folder)` fills, even through a power cut.
+def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> None:
+    """Replace `folder` by one that `fill(temporary folder)` fills; it survives a power cut.
 
-    Files first and on disk, the manifest last, then one `exchange`. Whoever reads `folder` finds
-    the old contents whole or the new ones whole, and the old ones stay as `spare` until the next
-    write. Files of the user's in `folder` come along. Raises `UserError` if `size` bytes are not
-    free, or if writing fails: then `folder` is what it was.
+    Files are written and synced first, the manifest last, then one `exchange`. Whoever reads
+    `folder` finds the old contents whole or the new ones whole, and the old ones stay beside it
+    (`spare_of`) until the next write. The user's own files in `folder` are copied to the new one.
+    Raises `UserError` if `size` bytes are not free, or if writing fails: then nothing has changed.
     """
-    folder, new = folder.resolve(), spare(folder)
+    folder, new = folder.resolve(), spare_of(folder)
     try:
-        for path in (new, aside(folder)):
+        for path in (new, aside_of(folder)):
             if path.exists():
                 shutil.rmtree(path)
-        need_room(folder.parent, size)
+        require_room(folder.parent, size)
         new.mkdir()
         fill(new)
-        sizes = {
-            path.relative_to(new).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
-            for path in sorted(new.rglob("*"))
-            if path.is_file()
-        }
-        (new / MANIFEST).write_text(json.dumps(sizes, indent=1))
+        write_manifest(new)
         if folder.exists():
             keep_users_files(folder, new)
         for path in [*new.rglob("*"), new]:
             if not path.is_symlink():
-                sync(path)
+                sync_to_disk(path)
         exchange(new, folder)
-        sync(folder.parent)
+        sync_to_disk(folder.parent)
     except Exception as error:
         shutil.rmtree(new, ignore_errors=True)
-        # safetensors and tokenizers have errors of their own for a disk that is full.
+        # safetensors and tokenizers have errors of their own for a full disk.
         if not isinstance(error, OSError) and "os error" not in str(error):
             raise
         raise UserError(
-            f"{folder} cannot be written: {error}; what was there before is whole: mend that, "
-            f"and {GO_ON}"
+            f"{folder} cannot be written: {error}; what was there before is intact; remove the "
+            f"cause, and {RUN_AGAIN}"
         ) from error
 
 
+def write_manifest(folder: Path) -> None:
+    """The size and SHA-256 of every file in `folder`, as one more file of it."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+
+
 def keep_users_files(old: Path, new: Path) -> None:
-    """Copy what a user put into `old`; a model card that was edited, under a name of its own."""
+    """Copy what a user put into `old`; an edited model card gets another name."""
     try:
         listed = json.loads((old / MANIFEST).read_text())
-        edited = (old / CARD).exists() and digest(old / CARD) != listed[CARD]["sha256"]
+        edited = (old / CARD).exists() and sha256_of(old / CARD) != listed[CARD]["sha256"]
     except (OSError, ValueError, TypeError, KeyError):
         listed, edited = {}, False
     for path in old.rglob("*"):
@@ -89,36 +97,36 @@ def keep_users_files(old: Path, new: Path) -> None:
         if edited and path == old / CARD:
             to = to.with_name(f"{CARD}.before")
         elif path.relative_to(old).as_posix() in listed:
-            continue  # ours, of before
+            continue  # ours, of the previous write
         if path.is_symlink() or (path.is_file() and not to.exists()):
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, to, follow_symlinks=False)
 
 
-def remove(folder: Path) -> None:
-    """`folder` and its copies. Renamed first: a death on the way leaves no half of it in place."""
+def remove_folder(folder: Path) -> None:
+    """Remove `folder` and its copies. Renamed first: no half of it stays if the process dies."""
     remove_copies(folder)
     if folder.exists():
-        folder.resolve().rename(spare(folder))
+        folder.resolve().rename(spare_of(folder))
         remove_copies(folder)
 
 
 def remove_copies(folder: Path) -> None:
-    for copy in (spare(folder), aside(folder)):
+    for copy in (spare_of(folder), aside_of(folder)):
         shutil.rmtree(copy, ignore_errors=True)
 
 
-def need_room(folder: Path, size: int) -> None:
+def require_room(folder: Path, size: int) -> None:
     """Raises `UserError` unless `size` bytes are free there. (A quota shows only in a write.)"""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UserError(
             f"{folder}: a save needs {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; "
-            f"make room, and {GO_ON}"
+            f"make room, and {RUN_AGAIN}"
         )
 
 
-def verify(folder: Path) -> None:
+def verify_folder(folder: Path) -> None:
     """Raises `Damaged` unless every file of the manifest is there, with its size and checksum.
 
     Files beside those listed (a report, a note) do not matter.
@@ -131,7 +139,7 @@ def verify(folder: Path) -> None:
             if name != CARD
             and (
                 (folder / name).stat().st_size != about["bytes"]
-                or digest(folder / name) != about["sha256"]
+                or sha256_of(folder / name) != about["sha256"]
             )
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -142,29 +150,24 @@ def verify(folder: Path) -> None:
         raise Damaged(f"{folder}: {wrong[0]} is not what was written")
 
 
-def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
-    """`folder`, once it holds a whole copy that is `wanted`: its own contents, else `spare`'s,
-    which then change places.
+def newest_whole(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
+    """`folder`, once it holds a whole copy that is `wanted`: its own contents or the other copy's.
 
-    None where nothing was ever written. Raises `UserError` if something was, but no such copy is
-    left. Only one process may call this.
+    None if nothing was ever written. Raises `UserError` if something was, but no such copy is left.
+    Only one process may call this.
     """
-    damage, folder = [], folder.resolve()
-    new, old = spare(folder), aside(folder)
-    if folder.exists() and old.exists() and not new.exists():
-        old.rename(new)  # a replacement by renames that died before its last
-    for path in (path for path in (folder, new, old) if path.exists()):
+    folder, damage = folder.resolve(), []
+    finish_exchange(folder)
+    for path in (folder, spare_of(folder), aside_of(folder)):
+        if not path.exists():
+            continue
         try:
-            verify(path)
-            found = wanted(path)
+            verify_folder(path)
         except Damaged as error:
             damage.append(str(error))
             continue
-        if found and path != folder:
-            if folder.exists() and damage:
-                print(f"warning: {damage[0]}; using the save before it", file=sys.stderr)
-            exchange(path, folder)
-        if found:
+        if wanted(path):
+            put_in_place(path, folder, damage)
             return folder
     if not folder.exists():
         return None
@@ -175,19 +178,35 @@ def newest(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> 
     )
 
 
-@contextlib.contextmanager
-def lock(folder: Path):
-    """One run at a time in `folder`, made if it is not there. Raises `UserError` if one lives.
+def finish_exchange(folder: Path) -> None:
+    """Complete a replacement by renames (see `exchange`) that died before its last one."""
+    new, old = spare_of(folder), aside_of(folder)
+    if folder.exists() and old.exists() and not new.exists():
+        old.rename(new)
 
-    flock(2): the kernel lets go when a process ends, however it ends: a killed run is in nobody's
-    way. The file goes at the end, by whoever holds the lock on the file that has its name.
+
+def put_in_place(copy: Path, folder: Path, damage: list[str]) -> None:
+    """Make `copy` the contents of `folder`, with a warning if those are damaged."""
+    if copy == folder:
+        return
+    if folder.exists() and damage:
+        print(f"warning: {damage[0]}; using the save before it", file=sys.stderr)
+    exchange(copy, folder)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path):
+    """Allow one run at a time in `folder`, made if absent. Raises `UserError` if one is running.
+
+    flock(2): the kernel releases the lock when a process ends, however it ends, so a killed run
+    blocks nobody. The file is removed at the end by whoever holds the lock on it.
     """
     path = folder / ".lock"
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
-        while not (holds(file) and same(path, file)):
+        while not (take_lock(file) and is_same_file(path, file)):
             file = path.open("a+")
     except BlockingIOError:
         file.seek(0)
@@ -204,17 +223,17 @@ def lock(folder: Path):
         try:
             yield
         finally:
-            if same(path, file):
+            if is_same_file(path, file):
                 path.unlink()
             if made and folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()  # a mistake found later leaves nothing behind
+                folder.rmdir()  # a run refused for a mistake leaves nothing behind
 
 
-def same(path: Path, file) -> bool:
+def is_same_file(path: Path, file) -> bool:
     return path.exists() and os.path.samefile(path, file.fileno())
 
 
-def holds(file) -> bool:
+def take_lock(file) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -224,13 +243,13 @@ def holds(file) -> bool:
     return True
 
 
-def digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Have the kernel put a file, or a folder's list of names, on the disk."""
+def sync_to_disk(path: Path) -> None:
+    """Make the kernel write a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -241,8 +260,8 @@ def sync(path: Path) -> None:
 def exchange(new: Path, old: Path) -> None:
     """Swap two folders in one step, so that `old` is loadable at every instant; `old` may be new.
 
-    Linux and macOS have a call for it, Python does not. Some disks (NFS) do not take it: there it
-    is three renames, and `newest` finds its way if the process dies between them.
+    Linux and macOS have a system call for it, Python does not. Some file systems (NFS) do not
+    support it: there it is three renames, and `newest_whole` copes with a death between them.
     """
     if not old.exists():
         new.rename(old)
@@ -254,6 +273,6 @@ def exchange(new: Path, old: Path) -> None:
             call = getattr(libc, name)
             if call(at_fdcwd, os.fsencode(new), at_fdcwd, os.fsencode(old), 2) == 0:
                 return
-    old.rename(aside(old))
+    old.rename(aside_of(old))
     new.rename(old)
-    aside(old).rename(new)
+    aside_of(old).rename(new)

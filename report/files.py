@@ -1,0 +1,49 @@
+"""Where reports and predictions are written: checked before the work, and never over other files.
+
+In: paths that a user gave. Out: a `UserError`, or a file. Independent of: models, metrics.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from runtime.flags import UserError
+from runtime.hub import DATA_FORMATS
+
+WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+
+
+def check_output(source: Path, output: Path, overwrite: bool) -> None:
+    """Raises `UserError` unless predictions for texts in `source` can go to `output`."""
+    if output.suffix not in WRITERS:
+        raise UserError(
+            f"--output {output}: unknown kind of file; give one of {', '.join(WRITERS)}"
+        )
+    if not source.is_file():
+        raise UserError(f"--input {source}: is no file; give a {', '.join(DATA_FORMATS)} file")
+    if output.exists() and output.samefile(source):
+        raise UserError(f"--output {output}: is the --input itself; give another name")
+    if output.exists() and not overwrite:
+        raise UserError(f"--output {output}: exists; give another name, or --overwrite")
+    check_writable("--output", output)
+
+
+def check_writable(flag: str, path: Path) -> None:
+    """Raises `UserError` if a file cannot be written there, before there is one to lose."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; give the name of a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        why = "cannot be written in" if path.parent.is_dir() else "is not there"
+        raise UserError(f"{flag} {path}: folder {path.parent} {why}; make it, or give another")
+
+
+def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:
+    """A report is replaced only by one of the same weights on the same texts."""
+    check_writable("--report", path)
+    if path.exists() and not overwrite:
+        try:
+            same = about.items() <= json.loads(path.read_text())["of"].items()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            same = False
+        if not same:
+            raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")

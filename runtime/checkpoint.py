@@ -1,0 +1,319 @@
+"""What a run saves, what it resumes from, and what it refuses to resume: `last/` and `best/`.
+
+In: a run (train.Run); `last/`. Out: `last/` (to resume) and `best/` (to use); the run as it was
+saved. Independent of: when to save, and what a step does.
+"""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+
+from runtime.engines import gather_moments, gather_weights, scatter_state
+from runtime.flags import UserError, changed_settings
+from runtime.folders import (
+    MANIFEST,
+    Damaged,
+    newest_whole,
+    remove_folder,
+    require_room,
+    spare_of,
+    verify_folder,
+    write_folder,
+)
+from runtime.processes import on_main
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands. With the weights and the optimizer's moments, this is all of its state.
+
+    No random state is kept: dropout is seeded by (seed, step, process), the order of the texts by
+    (seed, epoch). Nor is a schedule: the learning rate is a function of the step.
+    """
+
+    step: int = 0  # the last whose update is in the weights
+    follow_up_due: bool = False  # stopped in an evaluation after `step`: to be done again
+    best_step: int = 0
+    best_accuracy: float = -1.0
+    window_start: int = 0  # the step of the last scalars; the sums run from there
+    sums: list[list[float]] = dataclasses.field(default_factory=lambda: [SUMS])  # per process
+
+
+SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not finite
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_last(run) -> None:
+    """`last/`: everything that `load_last` reads."""
+    run.progress.sums = run.monitor.read_sums(run.model, run.progress).tolist()
+    run.monitor.flush()
+    with run.monitor.save_timed():
+        weights = gather_weights(run.accelerator, run.model)
+        moments = gather_moments(run.accelerator, run.model, run.optimizer)
+        scaler = run.accelerator.scaler
+        state = {
+            "progress": dataclasses.asdict(run.progress),
+            "settings": run.settings,
+            "environment": run.environment,
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        fill = partial(fill_last, weights, moments, state)
+        size = 3 * weight_bytes(run.settings)  # AdamW keeps two moments per weight
+        on_main(lambda: write_folder(run.output / "last", fill, size))
+
+
+def fill_last(weights: dict, moments: dict, state: dict, folder: Path) -> None:
+    flat = {f"{key} {name}": value for name, of in moments.items() for key, value in of.items()}
+    for name, tensors in (("model", weights), ("optimizer", flat)):
+        save_file(unshare_memory(tensors), folder / f"{name}.safetensors")
+    (folder / "progress.json").write_text(json.dumps(state, indent=1))
+
+
+def save_best(run, scores: dict) -> None:
+    """`best/`: what `from_pretrained` and `pipeline("text-classification", "best/")` load.
+
+    Args:
+        scores: of the validation that chose this step.
+    """
+    flags = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
+    validation = {
+        "step": run.progress.step,
+        **scores,
+        "precision": run.accelerator.mixed_precision,
+        "device": run.accelerator.device.type,
+    }
+    files = {
+        "training_config.json": flags | {"environment": run.environment},
+        "validation.json": validation,
+    }
+    with run.monitor.clock_stopped():
+        weights = gather_weights(run.accelerator, run.model)
+        model = run.accelerator.unwrap_model(run.model)
+        fill = partial(fill_best, weights, model, run.tokenizer, files)
+        on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
+
+
+def fill_best(weights: dict, model, tokenizer, files: dict[str, dict], folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=weights)
+    model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=1))
+    card = MODEL_CARD.format(**files["training_config.json"], **files["validation.json"])
+    (folder / "README.md").write_text(card)
+
+
+MODEL_CARD = """---
+base_model: {model}
+datasets: [{dataset}]
+library_name: transformers
+pipeline_tag: text-classification
+---
+{model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
+validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
+split. This step was chosen by that accuracy. `training_config.json` holds every setting; for the
+accuracy on the test split run `python eval.py --ckpt` on this folder.
+"""
+
+
+def unshare_memory(tensors: dict) -> dict:
+    """safetensors refuses memory with gaps or under two names (tied weights): copies, then."""
+    seen = set()
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if memory in seen else tensor.contiguous()
+        seen.add(memory)
+    return tensors
+
+
+def weight_bytes(settings: dict) -> int:
+    """What a save of the weights takes, with a megabyte for the small files beside them."""
+    return 2**20 + 4 * settings["parameters"]
+
+
+def require_room_for_saves(output: Path, settings: dict) -> None:
+    """Raises `UserError` unless two copies each of `last/` and `best/` fit on the disk."""
+    there = sum(
+        path.lstat().st_size
+        for name in ("last", "best")
+        for copy in (output / name, spare_of(output / name))
+        for path in copy.glob("*")
+    )
+    require_room(output, 2 * (3 + 1) * weight_bytes(settings) - there)
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def settings_of(config, accelerator) -> dict:
+    """What must not change on a resume, as far as it is known before the data are read."""
+    return {
+        **dataclasses.asdict(config),
+        "mixed_precision": accelerator.mixed_precision,
+        "global_batch_size": config.per_device_train_batch_size
+        * config.gradient_accumulation_steps
+        * accelerator.num_processes,
+    }
+
+
+def find_last(config, settings: dict) -> dict | None:
+    """The contents of `last/progress.json` if there is a run to resume; None for a new run.
+
+    Raises `UserError` for a `last/` of other settings, for a `best/` that does not belong to it,
+    and for a folder with results that no `last/` accounts for.
+    """
+    folder = Path(config.output_dir)
+    if config.overwrite:
+        refuse_to_delete(folder)
+        return None
+    last = newest_whole(folder / "last")
+    if last is None:
+        refuse_orphans(folder)
+        return None
+    state = json.loads((last / "progress.json").read_text())
+    refuse_changes(type(config), last, state["settings"], settings)
+    try:
+        progress = Progress(**state["progress"])
+    except TypeError:  # other fields: of another version of this project
+        raise UserError(
+            f"{last} was written by another version of this project; resume it with that "
+            f"version, give another --output_dir, or --overwrite to delete that run"
+        ) from None
+    restore_best(folder / "best", progress.best_step)
+    return state
+
+
+def refuse_to_delete(folder: Path) -> None:
+    for path in (folder / "best", folder / "last"):
+        if path.exists() and not (path / MANIFEST).exists():
+            raise UserError(
+                f"--overwrite: {path} has no {MANIFEST}, so it may not be ours to "
+                "delete; remove it, or give another --output_dir"
+            )
+
+
+def refuse_orphans(folder: Path) -> None:
+    for name in ("best", "runs"):
+        if (folder / name).exists():
+            raise UserError(
+                f"--output_dir {folder}: holds {name}/ of another run and no last/ to resume from; "
+                "give another folder, or --overwrite to delete it"
+            )
+
+
+def restore_best(best: Path, step: int) -> None:
+    """Put the `best/` of that step in its place, if there is one.
+
+    After a kill between the writes of `best/` at step 400 and of `last/`, the run is back at step
+    200, say. The best so far is then that of step 200, the other copy of `best/`; step 400 comes
+    again.
+    """
+
+    def of_step(copy: Path) -> bool:
+        return json.loads((copy / "validation.json").read_text())["step"] == step
+
+    if step and newest_whole(best, of_step) is None:
+        raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")
+
+
+def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
+    """Raises `UserError` naming both values of each setting that changes the result and differs."""
+    flags = {field.name for field in dataclasses.fields(kind)}
+    batch = "global_batch_size"
+    names = changed_settings(kind, old, new)
+    names += [name for name in new if name not in flags | {batch} and old.get(name) != new[name]]
+    lines = [
+        f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
+        "give the old value, another --output_dir, or --overwrite to delete that run"
+        for name in names
+    ]
+    if old[batch] != new[batch] and any(old[name] != new[name] for name in BATCH_FLAGS):
+        values = " ".join(f"--{name} {old[name]}" for name in BATCH_FLAGS)
+        lines.append(
+            f"{last} was written with batches of {old[batch]}, not {new[batch]}: give {values}, "
+            "another --output_dir, or --overwrite to delete that run"
+        )
+    if lines:
+        raise UserError(*lines)
+
+
+BATCH_FLAGS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+
+
+def keep_global_batch(old: dict, config, processes: int):
+    """`config`, changed so that this number of processes keeps the optimizer batches of run `old`.
+
+    With the same flags, another number of processes would make other batches. So accumulation makes
+    up for it, and no forward pass gets more than --per_device_train_batch_size examples.
+    """
+    batch, size = old["global_batch_size"], config.per_device_train_batch_size
+    if size * config.gradient_accumulation_steps * processes == batch:
+        return config
+    accumulation = -(-batch // (size * processes))
+    size = -(-batch // (accumulation * processes))
+    changed = dict(zip(BATCH_FLAGS, (size, accumulation), strict=True))
+    if PartialState().is_main_process:
+        flags = " ".join(f"--{name} {value}" for name, value in changed.items())
+        print(f"the batches of {batch} are kept, with {flags}", flush=True)
+    return dataclasses.replace(config, **changed)
+
+
+def delete_run(output: Path) -> None:
+    """Delete an older run, as --overwrite asks, and nothing else that may lie there."""
+    for name in ("best", "last"):
+        remove_folder(output / name)
+    for events in (output / "runs").glob("events.out.tfevents.*"):
+        events.unlink()
+
+
+def load_last(run, state: dict) -> None:
+    """Make `run` what it was when it wrote `last/`, whose progress.json is `state`.
+
+    Raises `UserError` if that run had other texts.
+    """
+    last, weights, moments = run.output / "last", {}, {}
+    refuse_changes(type(run.config), last, state["settings"], run.settings)
+
+    def read_tensors() -> None:
+        weights.update(load_file(last / "model.safetensors"))
+        for name, tensor in load_file(last / "optimizer.safetensors").items():
+            key, name = name.split(" ")
+            # A copy: the tensors of load_file are mapped from the file, whose disk space they keep.
+            moments.setdefault(name, {})[key] = tensor.clone()
+
+    on_main(read_tensors)  # alone: other machines need not have the folder
+    scatter_state(run.accelerator, run.model, run.optimizer, weights, moments)
+    if run.accelerator.scaler:
+        run.accelerator.scaler.load_state_dict(state["scaler"])
+    run.progress = Progress(**state["progress"])
+    run.monitor.restore_sums(run.progress.sums)
+
+
+# ---------------------------------------------------------------- using best/
+
+
+def read_training_settings(folder: Path) -> dict:
+    """What the checkpoint was trained with; {} if train.py did not write it."""
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"--ckpt {folder}: no checkpoint there (no {name}); "
+                "give the best/ folder that train.py wrote"
+            )
+    if (folder / MANIFEST).exists():
+        try:
+            verify_folder(folder)
+        except Damaged as error:
+            raise UserError(f"--ckpt {error}; restore it or train anew") from None
+    settings = folder / "training_config.json"
+    try:
+        return dict(json.loads(settings.read_text())) if settings.exists() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None

@@ -1,0 +1,189 @@
+"""Command line and JSON file to a checked dataclass, and the error that a user may cause.
+
+In: a dataclass whose fields come from `flag`; a command line. Out: an instance of it.
+Independent of: which flags there are, torch, and any disk but for the file that --config names.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import get_args
+
+
+class UserError(Exception):
+    """Mistakes of the user, one line each: what is wrong, the value, what to do.
+
+    Line breaks inside a value are removed, and the middle of a long line is cut: a value may be a
+    whole text of the user's.
+    """
+
+    def __init__(self, *lines: str):
+        lines = (" ".join(line.splitlines()) for line in lines)
+        lines = (line if len(line) < 700 else f"{line[:350]} ... {line[-340:]}" for line in lines)
+        super().__init__(*lines)
+
+
+RUN_AGAIN = "run the same command again (without --overwrite, if it was given)"
+
+
+# ---------------------------------------------------------------- fields
+
+# What a value may be: a test, and the words for it in an error. NaN fails every comparison.
+ABOVE_0 = (lambda v: 0 < v < math.inf, "a number above 0")
+AT_LEAST_0 = (lambda v: 0 <= v < math.inf, "a number of at least 0")
+AT_LEAST_1 = (lambda v: v >= 1, "a whole number of at least 1")
+SHARE = (lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+ABOVE_0_TO_1 = (lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+INSIDE_0_1 = (lambda v: 0 < v < 1, "a number above 0 and below 1")
+SHARE_OR_STEPS = (
+    lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer()),
+    "a share of at least 0 and below 1, or a whole number",
+)
+MINUS_1_OR_MORE = (lambda v: v == -1 or v >= 1, "-1 (no limit) or a whole number of at least 1")
+SEED = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
+
+
+def one_of(*values: str):
+    return (lambda v: v in values, "one of " + ", ".join(values))
+
+
+def flag(default, help, allowed=None, changes_result=True):
+    """A field of a config.
+
+    Args:
+        allowed: a test of the value, and the words for it; default: any value of the field's type.
+        changes_result: False for a flag that a resumed run may change. No weight depends on it,
+            except through rounding and through dropout masks where a batch is dealt differently.
+    """
+    about = {"help": help, "allowed": allowed, "changes_result": changes_result}
+    return dataclasses.field(default=default, metadata=about)
+
+
+def changed_settings(kind, old: dict, new: dict) -> list[str]:
+    """Names of the flags of `kind` that change the result and differ between the two settings."""
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.metadata["changes_result"] and old.get(field.name) != new.get(field.name)
+    ]
+
+
+# ---------------------------------------------------------------- parsing
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        message = message.removeprefix("argument ")
+        raise UserError(f"{message}; give --flag VALUE, or --flag=VALUE for one that starts with -")
+
+
+def answer_at_once(kind, config_file=True) -> None:
+    """Parse this process's command line for its mistakes and for --help alone, and exit if any.
+
+    Called before torch is imported, which takes seconds that a typing error need not wait for.
+    """
+    try:
+        parse(kind, config_file=config_file)
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes have one command line
+            print_error(error)
+        sys.exit(2)
+
+
+def print_error(error: UserError) -> None:
+    print(*(f"error: {line}" for line in error.args), sep="\n", file=sys.stderr)
+
+
+def parse(kind, argv=None, config_file=True):
+    """The command line (over the flags of `--config FILE`) as an instance of `kind`.
+
+    Values from the command line and from the file go through the same `convert`.
+    Raises `UserError` with all mistakes at once.
+    """
+    flags = {field.name: field for field in dataclasses.fields(kind)}
+    known, unknown = make_parser(kind, config_file).parse_known_args(argv)
+    given = vars(known)
+    given = read_flags(given.pop("config")) | given if "config" in given else given
+
+    errors = [name_unknown(word, flags) for word in unknown if word.startswith("-")]
+    errors += [f"{word!r} is not a flag: flags start with --" for word in unknown[:1] if not errors]
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = convert(flags[name], value)
+        except KeyError:
+            errors.append(name_unknown(f"--{name}", flags))
+        except ValueError as error:
+            errors.append(f"--{name} {value}: give {error}")
+    if errors:
+        raise UserError(*errors)
+    return kind(**values)
+
+
+def make_parser(kind, config_file: bool) -> Parser:
+    parser = Parser(
+        description=kind.__doc__, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
+    if config_file:
+        parser.add_argument("--config", metavar="FILE", help="flags from a JSON file")
+    for field in dataclasses.fields(kind):
+        # A bare --overwrite is true, "--overwrite false" is false: type=bool would make it true.
+        extra = {"nargs": "?", "const": True} if field.type is bool else {}
+        extra |= {"action": "append"} if isinstance(field.default, tuple) else {}
+        default = "" if field.default in (None, ()) else f" (default: {field.default})"
+        help = field.metadata["help"].replace("%", "%%") + default
+        parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=help, **extra)
+    return parser
+
+
+def name_unknown(word: str, flags) -> str:
+    name = word.split("=")[0]
+    near = difflib.get_close_matches(name, [f"--{known}" for known in flags], n=1)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+    return f"unknown flag {name}: {hint}"
+
+
+def read_flags(path: str) -> dict:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}; give a JSON file of flags") from None
+    except ValueError as error:
+        raise UserError(f"--config {path}: not JSON ({error}); correct the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f'--config {path}: holds no flags; write {{"flag": value, ...}}')
+    return values
+
+
+def convert(field: dataclasses.Field, value):
+    """`value` (a string or from JSON) in the field's type. Raises ValueError: what to give."""
+    optional = field.default is None
+    if value is None and optional:
+        return None
+    if isinstance(field.default, tuple):
+        if not all(text.strip() for text in value):
+            raise ValueError("texts that are not empty")
+        return tuple(value)
+    kind = get_args(field.type)[0] if optional else field.type
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+    # An empty text is mostly a shell variable that was never set, as in --output_dir "$RUN".
+    allowed, words = field.metadata["allowed"] or (lambda v: kind is not str or v.strip(), words)
+    try:
+        if kind is bool:
+            value = {"true": True, "false": False}[str(value).lower()]
+        elif (kind is str and not isinstance(value, str)) or isinstance(value, bool):
+            raise TypeError
+        else:
+            value = kind(value) if kind is not int else int(str(value))
+        if kind is str:  # the shell expands ~ in "--output_dir ~/run", not in "--output_dir=~/run"
+            value = os.path.expanduser(value)
+        if not allowed(value):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise ValueError(words) from None
+    return value

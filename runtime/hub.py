@@ -1,0 +1,133 @@
+"""Names to local folders or the Hub, and loading from either with one-line errors.
+
+In: what a user wrote after --dataset, --model or --ckpt. Out: a path, or None for a name on the
+Hub; what `from_pretrained` loads. Independent of: what is loaded and for what.
+"""
+
+import os
+import pickle
+import textwrap
+from functools import lru_cache
+from pathlib import Path
+
+from huggingface_hub import constants, get_session, is_offline_mode
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from runtime.flags import UserError
+
+logging.disable_progress_bar()  # one per group of tensors while weights load
+logging.set_verbosity_error()  # and a table saying that the head is new, which here it should be
+
+DATA_FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
+    """The local path that `name` means, or None for a name on the Hub.
+
+    A Hub name is probed for first, because the Hub's own code retries for 23 s before it gives up.
+    """
+    path = Path(name)
+    if os.path.exists(path):
+        if revision:
+            raise UserError(
+                f"{flag} {name}: a local path has no revision {revision}; give one or the other"
+            )
+        return path
+    if path.suffix in DATA_FORMATS or path.is_absolute() or name.startswith((".", "~")):
+        raise UserError(f"{flag} {name}: no such file or folder; check the path")
+    if name.count("/") > 1 or not name.strip("/"):
+        raise UserError(f"{flag} {name}: no such folder, nor a Hub name (OWNER/NAME); check it")
+    if not is_offline_mode():
+        try:
+            probe(constants.ENDPOINT)
+        except Exception as error:  # whatever the HTTP library of the day raises for "no network"
+            raise UserError(
+                f"{flag} {name}: {constants.ENDPOINT} does not answer ({type(error).__name__}); "
+                "give a local path, or set HF_HUB_OFFLINE=1 if it was downloaded before"
+            ) from None
+    return None
+
+
+@lru_cache  # one round trip per start, not one per name
+def probe(endpoint: str) -> None:
+    get_session().head(endpoint, timeout=10)
+
+
+def offline_hint() -> str:
+    return " (or unset HF_HUB_OFFLINE to download it)" if is_offline_mode() else ""
+
+
+def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--model", **options):
+    """`auto_class.from_pretrained`, its many failures as one `UserError`. Runs no remote code."""
+    path = locate(name, flag, revision)
+    if path and not (path / "config.json").is_file():
+        raise UserError(
+            f"{flag} {name}: holds no config.json; give a folder that save_pretrained wrote"
+        )
+    try:
+        return auto_class.from_pretrained(
+            str(path or name), revision=revision or "main", trust_remote_code=False, **options
+        )
+    except LOADING_ERRORS as error:
+        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
+        remedy = f"check the name{offline_hint()}"
+        remedy = "give a folder that save_pretrained wrote whole" if path else remedy
+        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
+
+
+LOADING_ERRORS = (
+    OSError,  # a file is missing, or the network
+    ValueError,  # not JSON, an unknown kind of model
+    *(KeyError, TypeError, StrictDataclassError),  # fields of a config that are not what they name
+    *(SafetensorError, RuntimeError, pickle.UnpicklingError),  # truncated weights
+    ImportError,  # a library that only this tokenizer needs
+)
+
+
+def check_tokenizer(tokenizer, config, given: str) -> None:
+    if not tokenizer.is_fast:
+        raise UserError(f"{given}: has no fast tokenizer; choose a model with tokenizer.json")
+    if tokenizer.pad_token is None:
+        raise UserError(f"{given}: has no padding token; choose an encoder such as DistilBERT")
+    # For a folder without tokenizer files, transformers makes one that knows no word. And a token
+    # outside the model's vocabulary would end the run at the first text that has it.
+    vocabulary = tokenizer.get_vocab()
+    size = getattr(config, "vocab_size", None) or len(vocabulary)
+    if set(vocabulary) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"{given}: holds no tokenizer; save it with tokenizer.save_pretrained there"
+        )
+    if max(vocabulary.values()) >= size:
+        raise UserError(
+            f"{given}: its tokenizer has token {max(vocabulary.values())} and the model only "
+            f"{size} of them; save the tokenizer that belongs to it there"
+        )
+
+
+def require_weights(model, report: dict, given: str, new_head: bool) -> None:
+    """Raises `UserError` unless all weights came from the file, by from_pretrained's `report`.
+
+    `new_head`: weights outside the encoder may be missing or of another task; they start anew.
+    """
+    absent = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if new_head:  # many an encoder that was trained on masked words alone has no pooler either
+        encoder = f"{model.base_model_prefix}."
+        absent = {key for key in absent if key.startswith(encoder) and ".pooler." not in key}
+    if absent:
+        remedy = "check its config.json" if new_head else "give the best/ that train.py wrote"
+        raise UserError(
+            f"{given}: {len(absent)} of its weights are missing or of another size, such as "
+            f"{min(absent)}; {remedy}"
+        )
+
+
+def read_class_names(model, ckpt: str) -> list[str]:
+    names = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
+    if None in names or len(set(names)) < len(names):
+        raise UserError(
+            f"--ckpt {ckpt}: config.json names its {len(names)} classes {model.config.id2label}; "
+            "give each a name of its own under id2label"
+        )
+    return names

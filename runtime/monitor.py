@@ -1,0 +1,223 @@
+"""What is watched while a run trains: sums of the steps, the finite check, scalars, the clock.
+
+In: loss and gradient norm of each step, on the device. Out: TensorBoard's scalars, the progress
+line, a `UserError` when something is no longer finite. Independent of: how a step is made.
+"""
+
+import contextlib
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from runtime.checkpoint import SUMS, Progress
+from runtime.engines import ENGINES, all_finite
+from runtime.flags import UserError
+
+
+class Monitor:
+    """Sums of the steps since the last scalars, and what is made of them.
+
+    The sums stay on the device: reading one per step (`.item()`) would make the host wait for it.
+    """
+
+    def __init__(self, accelerator, output: Path, total_steps: int):
+        self.accelerator = accelerator
+        self.output = output
+        self.total_steps = total_steps
+        self.sums = torch.tensor(SUMS, device=accelerator.device)  # of this process
+        self.writer: SummaryWriter | None = None  # on the main process only
+        self.bar = tqdm(disable=True)
+        self.shown: dict[str, str] = {}  # beside the bar
+        self.first_step = 0  # the step at which this process started, or resumed
+        self.started = 0.0  # clock at the start of the window, moved on by evaluations and saves
+        self.saved_at = 0.0  # clock after the last save, and the seconds it took
+        self.save_seconds = 0.0
+
+    @contextlib.contextmanager
+    def watch(self, progress: Progress):
+        """TensorBoard, the progress bar and the clock, while a run trains from `progress` on."""
+        if self.accelerator.is_main_process:
+            # Drop the scalars of steps that come again, and of a follow-up that comes again.
+            purge = progress.step if progress.follow_up_due else progress.step + 1
+            self.writer = SummaryWriter(str(self.output / "runs"), purge_step=purge)
+        hidden = self.writer is None or not sys.stderr.isatty()
+        self.first_step = progress.step
+        self.bar = tqdm(
+            total=self.total_steps, initial=progress.step, disable=hidden, dynamic_ncols=True
+        )
+        self.started = time.perf_counter()
+        with self.writer or contextlib.nullcontext(), self.bar:
+            yield
+
+    # ------------------------------------------------------------ sums
+
+    def add_step(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Count one step: this process's part of the mean loss, the norm of the whole gradient.
+
+        A norm that is not finite is an fp16 overflow, whose update the scaler skipped, or the end
+        of the run: `read_sums` decides.
+        """
+        finite = norm.isfinite()
+        self.sums += torch.stack([loss.where(finite, 0), norm.where(finite, 0), ~finite])
+        self.bar.update()
+
+    def restore_sums(self, saved: list[list[float]]) -> None:
+        """The sums of each process, from `last/`, on any number of processes."""
+        sums, processes = torch.tensor(saved), self.accelerator.num_processes
+        if len(sums) == processes:
+            sums = sums[self.accelerator.process_index]
+        else:  # the loss is a sum over processes; the others are the same on each
+            sums = sums.mean(0) * torch.tensor([len(sums) / processes, 1, 1])
+        self.sums.copy_(sums)
+
+    def read_sums(self, model, progress: Progress) -> torch.Tensor:
+        """(processes, 3): `SUMS` of each process since the last scalars. Waits for the device.
+
+        Raises `UserError` if a loss, a gradient or a weight is not finite. It is called before
+        anything is saved, so a save is always finite. An overflow in fp16 is no error: the scaler
+        skips the update and halves its scale. A scale that no usual gradient needs (1e-4, as in
+        fairseq) means that the training diverges.
+        """
+        accelerator = self.accelerator
+        weights = all_finite(model)
+        gathered = accelerator.gather(torch.cat([self.sums, weights[None]])[None]).cpu().double()
+        sums, weights = gathered[:, :-1], gathered[:, -1]
+        scaler = accelerator.scaler
+        overflow = scaler.get_scale() < 1e-4 if scaler else sums[:, 2].any()
+        if overflow or not sums.isfinite().all() or not weights.all():
+            raise UserError(
+                f"a loss, gradient or weight was NaN or infinite between steps "
+                f"{progress.window_start + 1} and {progress.step} of {self.total_steps}; last/ and "
+                f"best/ in {self.output} are of earlier steps; start anew, with --overwrite or in "
+                "another --output_dir, and lower --learning_rate"
+            )
+        return sums
+
+    # ------------------------------------------------------------ scalars and the progress line
+
+    def log_window(self, model, progress: Progress, plan, parts: int, learning_rate: float) -> None:
+        """Write the scalars of the steps since the last ones, and begin a new window.
+
+        Args:
+            plan: a `data.BatchPlan`.
+            parts: into how many each batch was dealt: processes x accumulation.
+        """
+        sums = self.read_sums(model, progress)
+        window = range(progress.window_start + 1, progress.step + 1)
+        timed = range(max(window.start, self.first_step + 1), window.stop)  # after a resume
+        counts, seconds = plan.count(window, parts), time.perf_counter() - self.started
+        done = plan.count(timed, parts)
+        scalars = {
+            **self.means(sums, len(window)),
+            "train/learning_rate": learning_rate,
+            "train/padding_fraction": 1 - counts["tokens"] / counts["padded_tokens"],
+            "train/examples_per_second": done["texts"] / seconds,
+            "train/tokens_per_second": done["tokens"] / seconds,
+            "train/epoch": progress.step / plan.steps_per_epoch,
+        }
+        self.write(scalars, progress.step)
+        self.show(scalars, progress.step, seconds / max(1, len(timed)))
+        self.sums.zero_()
+        progress.window_start = progress.step
+        self.started = time.perf_counter()
+
+    def means(self, sums: torch.Tensor, steps: int) -> dict[str, float]:
+        """Loss and gradient norm, mean over the updates of so many steps; none if none was made."""
+        # Each process has its part of the loss; all have the norm of the whole gradient.
+        loss, (_, norm, skipped) = sums[:, 0].sum().item(), sums[0].tolist()
+        scalars = {"train/skipped_updates": skipped} if self.accelerator.scaler else {}
+        if updates := steps - int(skipped):
+            scalars |= {"train/loss": loss / updates, "train/grad_norm": norm / updates}
+        return scalars
+
+    def show(self, scalars: dict[str, float], step: int, seconds_per_step: float) -> None:
+        """The progress bar's figures; without a terminal, a line instead."""
+        left = tqdm.format_interval((self.total_steps - step) * seconds_per_step)
+        speed = scalars["train/examples_per_second"]
+        loss = scalars.get("train/loss", math.nan)
+        self.shown |= {"loss": f"{loss:.4f}", "texts/s": f"{speed:.1f}"}
+        self.bar.set_postfix(self.shown, refresh=False)
+        if self.bar.disable:
+            figures = ", ".join(f"{name} {value}" for name, value in self.shown.items())
+            self.say(f"step {step}/{self.total_steps}: {figures}, {left} left")
+            self.shown.clear()  # an accuracy belongs to its own step alone
+
+    def write(self, scalars: dict[str, float], step: int) -> None:
+        for name, value in scalars.items() if self.writer else ():
+            self.writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Before each save: TensorBoard flushes every two minutes, and a resume must find all."""
+        if self.writer:
+            self.writer.flush()
+
+    def say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            tqdm.write(line)  # above the bar, if there is one
+            sys.stdout.flush()
+
+    # ------------------------------------------------------------ the clock
+
+    @contextlib.contextmanager
+    def clock_stopped(self):
+        """Take evaluations and saves out of the time that the speed scalars divide by."""
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize()  # the steps before end in their own time
+        begun = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def save_timed(self):
+        begun = time.perf_counter()
+        with self.clock_stopped():
+            yield
+        self.saved_at = time.perf_counter()
+        self.save_seconds = self.saved_at - begun
+
+    def can_afford_save(self, max_share: float) -> bool:
+        """Whether a save that takes as long as the previous one keeps within `max_share`.
+
+        On a GPU 200 steps may take four seconds and a save one. The first save after a start is
+        always affordable. For the main process, which decides for all; False on the others.
+        """
+        since = time.perf_counter() - self.saved_at
+        within = self.save_seconds <= max_share * (since + self.save_seconds)
+        return self.accelerator.is_main_process and within
+
+
+def describe_start(run) -> str:
+    """The line that a run (train.Run) begins with."""
+    accelerator, config = run.accelerator, run.config
+    processes, passes = accelerator.num_processes, config.gradient_accumulation_steps
+    engine = ENGINES[accelerator.distributed_type.value]
+    precision = accelerator.mixed_precision
+    return (
+        f"{f'resuming at step {run.progress.step}' if run.progress.step else 'starting'}: "
+        f"{config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
+        f"{config.dataset} ({len(run.train_set):,} training and {len(run.validation_set):,} "
+        f"validation texts); {run.total_steps:,} steps of {run.plan.batch_size} texts, "
+        f"{run.plan.steps_per_epoch:,} per epoch; "
+        f"{'one process' if processes == 1 else f'{processes} processes ({engine})'} on "
+        f"{accelerator.device.type}, each with {torch.get_num_threads()} CPU threads and, per "
+        f"step, {passes} forward {'pass' if passes == 1 else 'passes'} of at most "
+        f"{config.per_device_train_batch_size} texts, in "
+        f"{'float32' if precision == 'no' else precision}"
+    )
+
+
+def describe_end(run) -> str:
+    """The line that a run (train.Run) ends with."""
+    progress = run.progress
+    one_file = Path(run.config.dataset).is_file()  # which has no split for testing
+    return (
+        f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
+        f"{progress.best_accuracy:.4f} on {len(run.validation_set):,} texts; "
+        f"next: python eval.py --ckpt {run.output / 'best'}"
+        f"{' --dataset OTHER_TEXTS' if one_file else ''}"
+    )
