@@ -82,7 +82,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier, opened: os.stat_r
 
     folder, accelerator = classifier.folder, classifier.accelerator
     about = choose_test(config, classifier.trained)
-    test, learnt = load_test(about, classifier)
+    test, learnt = load_test(about, classifier.trained, classifier.names)
     about |= {
         "texts": Hasher.hash((test["text"][:], test["labels"][:])),
         "weights": sha256_of(folder / "model.safetensors"),
@@ -130,7 +130,7 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
     return about
 
 
-def load_test(about: dict, classifier: Classifier) -> tuple[Dataset, int | None]:
+def load_test(about: dict, trained: dict, names: list[str]) -> tuple[Dataset, int | None]:
     """(The labelled test split, how many of its texts before sampling were learnt from.)
 
     Raises `UserError` if those are half of them or more.
@@ -142,8 +142,8 @@ def load_test(about: dict, classifier: Classifier) -> tuple[Dataset, int | None]
         about["dataset_revision"],
         choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
     )
-    test = label_rows(table, about["text_column"], about["label_column"], classifier.names)
-    learnt = count_learnt(test, classifier.trained)
+    test = label_rows(table, about["text_column"], about["label_column"], names)
+    learnt = count_learnt(test, trained)
     if learnt is not None and learnt >= len(test) / 2:
         raise UserError(
             f"--dataset {about['dataset']} --test_split {about['test_split']}: {learnt} of its "

@@ -46,29 +46,30 @@ def gather_zero_moments(accelerator: Accelerator, model, optimizer) -> dict[str,
 
 
 def scatter_zero_state(accelerator: Accelerator, model, optimizer, weights, moments) -> None:
-    """Weights and moments of the main process, into the shards of all."""
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+    """Put weights and moments of the main process into the shards of all."""
+    scatter_zero_weights(accelerator, model, weights)
+    step = on_main(lambda: next((state["step"] for state in moments.values()), None))
+    if step is not None:
+        scatter_zero_moments(accelerator, model, optimizer.optimizer, moments, step)
 
-    def from_main(value: torch.Tensor | None, like) -> torch.Tensor:
-        whole = torch.empty(whole_shape(like), device=accelerator.device)
-        if accelerator.is_main_process:
-            whole.copy_(value)
-        return broadcast(whole)
+
+def scatter_zero_weights(accelerator: Accelerator, model, weights) -> None:
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in model.module.named_parameters():
-        weight = from_main(weights.get(name), parameter)
+        weight = from_main(accelerator, weights.get(name), parameter)
         if parameter.requires_grad:
             safe_set_full_fp32_param(parameter, weight)
         with GatheredParameters([parameter], modifier_rank=0):  # the copy that computes
             parameter.data.copy_(weight)
     for name, buffer in saved_buffers(model.module).items():
-        buffer.copy_(from_main(weights.get(name), buffer))
+        buffer.copy_(from_main(accelerator, weights.get(name), buffer))
 
-    step = on_main(lambda: next((state["step"] for state in moments.values()), None))
-    if step is None:
-        return
-    zero = optimizer.optimizer
+
+def scatter_zero_moments(accelerator: Accelerator, model, zero, moments, step) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state
+
     shards = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3; else 1 and 2
     for shard in zero.single_partition_of_fp32_groups if shards is None else shards:
         zeros = {key: torch.zeros_like(shard) for key in MOMENTS}
@@ -76,8 +77,16 @@ def scatter_zero_state(accelerator: Accelerator, model, optimizer, weights, mome
     link_moments(zero)
     for name, parameter in trained(model):
         for key in MOMENTS:
-            moment = from_main(moments.get(name, {}).get(key), parameter)
+            moment = from_main(accelerator, moments.get(name, {}).get(key), parameter)
             safe_set_full_optimizer_state(parameter, moment, key)
+
+
+def from_main(accelerator: Accelerator, value: torch.Tensor | None, like) -> torch.Tensor:
+    """`value` of the main process on all, in the shape of the whole parameter `like`."""
+    whole = torch.empty(whole_shape(like), device=accelerator.device)
+    if accelerator.is_main_process:
+        whole.copy_(value)
+    return broadcast(whole)
 
 
 def trained(model):

@@ -170,20 +170,41 @@ def convert(field: dataclasses.Field, value):
             raise ValueError("texts that are not empty")
         return tuple(value)
     kind = get_args(field.type)[0] if optional else field.type
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
-    # An empty text is mostly a shell variable that was never set, as in --output_dir "$RUN".
-    allowed, words = field.metadata["allowed"] or (lambda v: kind is not str or v.strip(), words)
+    convert_to, words = CONVERSIONS[kind]
+    allowed, words = field.metadata["allowed"] or (lambda v: True, words)
     try:
-        if kind is bool:
-            value = {"true": True, "false": False}[str(value).lower()]
-        elif (kind is str and not isinstance(value, str)) or isinstance(value, bool):
-            raise TypeError
-        else:
-            value = kind(value) if kind is not int else int(str(value))
-        if kind is str:  # the shell expands ~ in "--output_dir ~/run", not in "--output_dir=~/run"
-            value = os.path.expanduser(value)
+        value = convert_to(value)
         if not allowed(value):
             raise ValueError
     except (KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(words) from None
     return value
+
+
+def to_bool(value) -> bool:
+    return {"true": True, "false": False}[str(value).lower()]
+
+
+def to_int(value) -> int:
+    return int(str(value))  # int(3.5) would be 3, int(True) 1
+
+
+def to_float(value) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
+def to_text(value) -> str:
+    # An empty text is mostly a shell variable that was never set, as in --output_dir "$RUN".
+    if not isinstance(value, str) or not value.strip():
+        raise TypeError
+    return os.path.expanduser(value)  # which the shell does not do in "--output_dir=~/run"
+
+
+CONVERSIONS = {
+    bool: (to_bool, "true or false"),
+    int: (to_int, "a whole number"),
+    float: (to_float, "a number"),
+    str: (to_text, "a text"),
+}

@@ -7,7 +7,6 @@ it was seen to fail ("Red: ...").
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import csv
 import random
 
+import event_files
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
@@ -29,6 +29,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
+event_files.keep_in_order()
 WORDS = [f"w{index}" for index in range(40)]
 
 
@@ -131,11 +132,6 @@ def train_command(tiny, corpus, tmp_path):
         return train_small(**given)[0]
 
     return command
-
-
-def next_second() -> None:
-    """TensorBoard reads event files in the order of the second in their names."""
-    time.sleep(1 - time.time() % 1)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,6 +1,7 @@
 """Counting: every example once, integers exact, sums divided once; and what eval.py reports."""
 
 import csv
+import itertools
 import json
 import platform
 import resource
@@ -17,13 +18,16 @@ from hypothesis import strategies as st
 from sklearn import metrics
 from transformers import DataCollatorWithPadding
 
-import checkpoint
 import eval as evaluation
-from config import EvalConfig, UserError
-from data import Collator, eval_loader, read_labelled, read_table, tokenize
-from model import load_model, load_tokenizer
-from processes import keep_freed_memory
-from report import make_report, wilson
+from config import EvalConfig
+from data import Collator, eval_batches, tokenize
+from model import load_model, load_tokenizer, predict, score
+from report.metrics import make_report, wilson
+from runtime import folders
+from runtime.checkpoint import read_training_settings
+from runtime.flags import UserError
+from runtime.processes import keep_freed_memory
+from runtime.tables import label_rows, read_table
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def trained(tiny, corpus, tmp_path_factory):
 def test_set(tiny, corpus):
     table = read_table(str(corpus), "test")
     tokenizer = load_tokenizer(str(tiny), max_length=32)
-    return tokenizer, tokenize(read_labelled(table, "text", "label"), tokenizer, 32)
+    return tokenizer, tokenize(label_rows(table, "text", "label"), tokenizer, 32)
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
@@ -59,7 +63,7 @@ def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
 ):
     """Red: tokenize without its second forget_calls."""
     monkeypatch.setattr("data.caching.HF_DATASETS_CACHE", tmp_path)
-    table = read_labelled(read_table(str(corpus / "test.csv"), "train"), "text", "label")
+    table = label_rows(read_table(str(corpus / "test.csv"), "train"), "text", "label")
     saved = []
     for _ in ("cold", "warm"):
         tokenizer = load_tokenizer(str(tiny), max_length=16)
@@ -73,11 +77,13 @@ def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
 def test_the_shares_of_all_processes_are_every_row_once(lengths, size, processes):
     """Invariant 5, for any count and processes, in equally many batches.
 
-    Red: `[process::processes]` left away; `most = len(order)`.
+    Red: `[process::processes]` left out; `most = len(order)`.
     """
-    data = Dataset.from_dict({"length": lengths})
-    shares = [eval_loader(data, size, p, processes, None)[1] for p in range(processes)]
-    rows = [row for share in shares for batch in share for row in batch]
+    data = Dataset.from_dict({"length": lengths, "labels": lengths})
+    shares = [list(eval_batches(data, size, p, processes, list)) for p in range(processes)]
+    for numbers, batch in itertools.chain(*shares):
+        assert [row["labels"] for row in batch] == [lengths[number] for number in numbers]
+    rows = [row for share in shares for numbers, _ in share for row in numbers]
     assert sorted(rows) == list(range(len(lengths)))
     assert len({len(share) for share in shares}) == 1
 
@@ -88,23 +94,20 @@ def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_si
     tokenizer, rows = test_set
     model = load_model(str(tiny), ["negative", "positive"]).eval()
     alone = [model(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
-    logits = evaluation.predict(model, rows, Collator(tokenizer), batch_size, Accelerator())
+    batches = eval_batches(rows, batch_size, 0, 1, Collator(tokenizer))
+    logits = predict(model, batches, len(rows), Accelerator())
     torch.testing.assert_close(logits, torch.stack(alone).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny, monkeypatch):
+def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
     """Red: the check of the last column removed from predict."""
     tokenizer, rows = test_set
     model = load_model(str(tiny), ["negative", "positive"])
 
-    def doubled(*arguments):
-        loader, batches = eval_loader(*arguments)
-        batches[0][0] = batches[0][1]
-        return loader, batches
-
-    monkeypatch.setattr(evaluation, "eval_loader", doubled)
+    batches = list(eval_batches(rows, 8, 0, 1, Collator(tokenizer)))
+    batches[0][0][0] = batches[0][0][1]
     with pytest.raises(RuntimeError, match="were not counted once"):
-        evaluation.predict(model, rows, Collator(tokenizer), 8, Accelerator())
+        predict(model, batches, len(rows), Accelerator())
 
 
 def test_padding_changes_no_logit_and_gets_no_attention(tiny):
@@ -147,7 +150,7 @@ def test_a_batch_without_padding_has_no_mask_and_an_idle_process_a_row_that_coun
 
 def test_token_ids_are_cached_on_disk_under_what_they_depend_on(tiny, corpus):
     """A second start tokenises nothing. Red: no cache_file_name; the truncation state hashed."""
-    labelled = read_labelled(read_table(str(corpus), "test"), "text", "label")
+    labelled = label_rows(read_table(str(corpus), "test"), "text", "label")
     files = []
     for length, truncation in [(32, "head"), (32, "head"), (16, "head"), (16, "tail")]:
         tokenizer = load_tokenizer(str(tiny), max_length=32)
@@ -163,7 +166,7 @@ def test_report_equals_scikit_learns(pairs):
     true, predicted = (np.array(column) for column in zip(*pairs, strict=True))
     logits = torch.nn.functional.one_hot(torch.as_tensor(predicted), 4).float() * 3
     true, predicted = torch.as_tensor(true), torch.as_tensor(predicted)
-    report = make_report(evaluation.score(logits, true), predicted, true, names)
+    report = make_report(score(logits, true), predicted, true, names)
     labels = range(4)
     expected = metrics.precision_recall_fscore_support(
         true, predicted, labels=labels, zero_division=0
@@ -216,7 +219,7 @@ def test_a_report_gives_way_only_to_one_of_the_same(trained):
     """Red: refuse_to_replace without the comparison."""
     evaluation.main([f"--ckpt={trained}"])
     evaluation.main([f"--ckpt={trained}"])
-    with pytest.raises(evaluation.UserError, match="another report"):
+    with pytest.raises(UserError, match="another report"):
         evaluation.main([f"--ckpt={trained}", "--max_test_samples=20"])
     evaluation.main([f"--ckpt={trained}", "--max_test_samples=20", "--overwrite"])
     report = json.loads((trained / "report_test.json").read_text())
@@ -244,7 +247,7 @@ def test_texts_and_files_get_the_predictions_of_the_test_split(trained, tmp_path
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_every_kind_of_file_is_read_and_written(trained, tmp_path, suffix):
-    """Red: a writer missing from the table in predict_file."""
+    """Red: a writer missing from the table WRITERS."""
     rows = make_rows(8, seed=5)
     source = write_csv(tmp_path / "in.csv", rows)
     first = tmp_path / f"first{suffix}"
@@ -258,9 +261,10 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     """Red: load_test without the model's names."""
     rows = [row for row in make_rows(20, seed=6) if row[1] == "positive"]
     path = write_csv(tmp_path / "only_positive.csv", rows)
-    trained_on = evaluation.open_checkpoint(trained)
+    trained_on = read_training_settings(trained)
     config = EvalConfig(ckpt=str(trained), dataset=str(path))
-    test, _, _ = evaluation.load_test(config, trained_on, ["negative", "positive"])
+    about = evaluation.choose_test(config, trained_on)
+    test, _ = evaluation.load_test(about, trained_on, ["negative", "positive"])
     assert set(test["labels"]) == {1}
 
 
@@ -272,7 +276,7 @@ def test_a_checkpoint_that_a_training_replaces_meanwhile_gets_no_report(
     load = evaluation.load_test
 
     def replacing(*arguments):
-        checkpoint.write(best, lambda new: shutil.copytree(trained, new, dirs_exist_ok=True))
+        folders.write_folder(best, lambda new: shutil.copytree(trained, new, dirs_exist_ok=True))
         return load(*arguments)
 
     monkeypatch.setattr(evaluation, "load_test", replacing)

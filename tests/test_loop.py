@@ -1,19 +1,21 @@
 """The loop against independent implementations, and what may not change its result."""
 
-import contextlib
 import json
 import math
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import next_second, scalars, weights_of
+from conftest import scalars, weights_of
+from events import dying_at
+from peers import compare
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, get_scheduler
 
 import train
-from bench.loss_equality import compare
-from config import Config, parse
+from config import Config
+from model import Scores
+from runtime.flags import UserError, parse
 
 
 def flags_of(folder) -> list[str]:
@@ -37,23 +39,6 @@ def assert_same_bits(a, b):
         for folder in (a, b)
     ]
     assert curves[0] == curves[1]
-
-
-@contextlib.contextmanager
-def dying_at(monkeypatch, step):
-    """The run dies in the middle of that step, as from a kill."""
-    rate = train.learning_rate
-
-    def dying(now, *rest):
-        if now == step:
-            raise KeyboardInterrupt
-        return rate(now, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "learning_rate", dying)
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    next_second()
 
 
 # ---------------------------------------------------------------- the mathematics
@@ -90,10 +75,10 @@ def test_a_step_is_the_textbook_step(train_command):
         max_steps=2, warmup_steps=1, dropout=0.0, max_grad_norm=0.05, weight_decay=0.3
     )
     config = parse(Config, flags_of(output))
-    run = train.prepare(config, train.make_accelerator(config))
+    run = train.set_up(config, train.make_accelerator(config))
     parameters = dict(run.model.named_parameters())
     # The first update of a warm-up has rate 0, but its gradient enters the moments.
-    first, second = (torch_gradient(run, step, norm=0.05) for step in (0, 1))
+    first, second = (torch_gradient(run, step, norm=0.05) for step in (1, 2))
     for name, before in parameters.items():
         m = 0.9 * 0.1 * first[name] + 0.1 * second[name]
         v = 0.999 * 0.001 * first[name] ** 2 + 0.001 * second[name] ** 2
@@ -104,7 +89,7 @@ def test_a_step_is_the_textbook_step(train_command):
 
 
 def torch_gradient(run, step, norm):
-    rows = [run.train[int(row)] for row in run.plan[step]]
+    rows = [run.train_set[int(row)] for row in run.plan[step]]
     losses = []
     for row in rows:  # one text at a time: neither padding nor batching nor a mask
         logits = run.model.eval()(input_ids=torch.tensor([row["input_ids"]])).logits
@@ -171,14 +156,14 @@ def test_accumulation_and_ragged_batches_give_the_same_gradient(
 
 @pytest.mark.parametrize("step", [1, 7, 10, 11, 15, 28])
 def test_a_run_stopped_anywhere_and_started_again_ends_in_the_same_bits(
-    step, train_command, monkeypatch, tmp_path
+    step, train_command, tmp_path
 ):
     """Invariant 3, with dropout. Red: seeding once, before the loop; sums not saved."""
     whole = train_command(output_dir=tmp_path / "whole")
-    with dying_at(monkeypatch, step):
+    with dying_at(step):
         train_command(output_dir=tmp_path / "stopped")
     if step == 15:  # stopped twice: a resume of a resume
-        with dying_at(monkeypatch, 21):
+        with dying_at(21):
             train_command(output_dir=tmp_path / "stopped")
     assert_same_bits(whole, train_command(output_dir=tmp_path / "stopped"))
 
@@ -235,13 +220,13 @@ def test_best_is_the_earliest_highest_accuracy_and_no_nan_or_resume_replaces_it(
     def scripted(run, data, name):
         accuracy = script.get(run.progress.step, 0.1)
         loss = float("nan") if run.progress.step == 18 else 0.3
-        return train.Scores(loss, accuracy, len(data))
+        return Scores(loss, accuracy, len(data))
 
     monkeypatch.setattr(train, "evaluate", scripted)
     command = {"validate_steps": 3, "output_dir": tmp_path / "run"}
     best = tmp_path / "run" / "best" / "validation.json"
     for stop, expected in ((8, 6), (17, 6), (20, 6), (23, 6)):
-        with dying_at(monkeypatch, stop):
+        with dying_at(stop):
             train_command(**command)
         assert json.loads(best.read_text())["step"] == expected
     train_command(**command)
@@ -272,7 +257,7 @@ def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(
 
 
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
-    """Red: `if True` for the look at progress.step in main; rmtree of the whole output folder."""
+    """Red: `if True` for the check of progress.step in main; rmtree of the whole output folder."""
     output = train_command(max_steps=4)
     note = output / "my notes.txt"
     note.write_text("mine")
@@ -292,14 +277,14 @@ def test_overwrite_deletes_nothing_that_no_run_wrote(train_command, tmp_path):
     output = train_command(max_steps=2, overwrite=True)
     assert (output / "runs" / "other" / "events.out.tfevents.1").exists()
     (output / "best" / "manifest.json").unlink()
-    with pytest.raises(train.UserError, match="may not be ours"):
+    with pytest.raises(UserError, match="may not be ours"):
         train_command(max_steps=2, overwrite=True)
     assert (output / "best" / "config.json").exists()
 
 
 def test_a_run_in_which_nothing_finite_was_learnt_says_so(train_command):
-    """Red: the last line of main with no look at best_step."""
-    with pytest.raises(train.UserError, match="lower --learning_rate"):
+    """Red: conclude without its check of best_step."""
+    with pytest.raises(UserError, match="lower --learning_rate"):
         train_command(learning_rate=1e30, max_steps=3)
 
 

@@ -3,10 +3,10 @@
 A case is data: the flags over those of a good run, the files there, and the lines that come of it,
 whole, where `...` stands for what a library says. All go through `main` of train.py or eval.py.
 
-Red: any check left out of config.read, data.locate, read_table, read_labelled, check_texts,
-model.load_tokenizer, load_classifier, train.find_last, resume or eval.check (the case ends in a
+Red: any check left out of flags.convert, hub.locate, read_table, label_rows, check_texts,
+load_tokenizer, load_classifier, find_last, load_last or eval.check_flags (the case ends in a
 traceback, or trains); a value or remedy left out of a line; a `print` before a check; an error
-class left out of model.LOADING_ERRORS; `logging.set_verbosity` left out of data.py (a second line
+class left out of hub.LOADING_ERRORS; `logging.set_verbosity` left out of tables.py (a second line
 on stderr).
 """
 
@@ -26,14 +26,15 @@ import pytest
 from conftest import ROOT, make_rows, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
 
-import data
 import eval as evaluation
 import train
-from config import UserError
-from processes import run_command
+from runtime import hub
+from runtime.flags import UserError
+from runtime.processes import run_command
+from runtime.tables import label_rows, read_table
 
 REMEDY = re.compile(
-    r"[;:] (.* )?(give|check|mend|remove|rename|restore|save|make|choose|write|put|leave)\b"
+    r"[;:] (.* )?(give|check|correct|remove|rename|restore|save|make|choose|write|put|leave)\b"
     r"|did you mean|--help lists|flags start with"
 )
 
@@ -116,8 +117,8 @@ PAIRS = [{"text": f"w{index}", "label": CLASSES[index % 2]} for index in range(3
 BYTES = bytes(range(128, 256)) * 20
 
 ONE_LABEL = (
-    "; give one class label a text, as integer or string "
-    "(regression and several labels a text are not supported)"
+    "; give one class label per text, as integer or string "
+    "(regression and several labels per text are not supported)"
 )
 NO_DATA_FILE = (
     "holds no .csv, .jsonl, .json, .parquet file; "
@@ -201,13 +202,13 @@ FLAGS = [
     one(
         "config not JSON",
         "--config=<tmp>/c.json",
-        "--config <tmp>/c.json: not JSON (...); mend the file",
+        "--config <tmp>/c.json: not JSON (...); correct the file",
         {"c.json": '{"seed": 1'},
     ),
     one(
         "config of bytes",
         "--config=<tmp>/c.json",
-        "--config <tmp>/c.json: not JSON (...); mend the file",
+        "--config <tmp>/c.json: not JSON (...); correct the file",
         {"c.json": BYTES},
     ),
     one(
@@ -337,19 +338,19 @@ DATA = [
         "text\tlabel\n",
         "unknown kind of file; give .csv, .jsonl, .json, .parquet",
     ),
-    dataset("csv empty", "x.csv", "", "No columns to parse from file; mend the file"),
-    dataset("csv of a header alone", "x.csv", csv_of(), "...no data; mend the file"),
+    dataset("csv empty", "x.csv", "", "No columns to parse from file; correct the file"),
+    dataset("csv of a header alone", "x.csv", csv_of(), "...no data; correct the file"),
     dataset(
         "csv with a quote left open",
         "x.csv",
         csv_of(*GOOD, '"w1,no', "w2,yes"),
-        "...EOF inside string starting at row 31; mend the file",
+        "...EOF inside string starting at row 31; correct the file",
     ),
     dataset(
         "csv with a longer row",
         "x.csv",
         csv_of(*GOOD, "w1,w2,no"),
-        "...Expected 2 fields in line 32, saw 3; mend the file",
+        "...Expected 2 fields in line 32, saw 3; correct the file",
     ),
     dataset(
         "csv with longer rows throughout",
@@ -363,18 +364,20 @@ DATA = [
         csv_of(*GOOD, "w1"),
         "--label_column label: row 30 of 31 has no label (''); remove such rows",
     ),
-    dataset("csv of bytes", "x.csv", BYTES, "'utf-8' codec can't decode...; mend the file"),
+    dataset("csv of bytes", "x.csv", BYTES, "'utf-8' codec can't decode...; correct the file"),
     dataset(
         "csv in Latin-1",
         "x.csv",
         csv_of(*GOOD, "caf\xe9,no").encode("latin-1"),
-        "'utf-8' codec can't decode...; mend the file",
+        "'utf-8' codec can't decode...; correct the file",
     ),
-    dataset("jsonl empty", "x.jsonl", "", "holds no rows; mend the file"),
+    dataset("jsonl empty", "x.jsonl", "", "holds no rows; correct the file"),
     dataset(
-        "jsonl cut off", "x.jsonl", jsonl(*PAIRS)[:-15], "JSON parse error: ...; mend the file"
+        "jsonl cut off", "x.jsonl", jsonl(*PAIRS)[:-15], "JSON parse error: ...; correct the file"
     ),
-    dataset("jsonl of arrays", "x.jsonl", jsonl(["w1", "no"], ["w2", "yes"]), "...; mend the file"),
+    dataset(
+        "jsonl of arrays", "x.jsonl", jsonl(["w1", "no"], ["w2", "yes"]), "...; correct the file"
+    ),
     dataset(
         "jsonl of labels of two kinds",
         "x.jsonl",
@@ -387,13 +390,13 @@ DATA = [
         jsonl(*PAIRS, {"text": 3, "label": "no"}),
         "row 30 of column 'text' is 3, not text; remove or fill such rows",
     ),
-    dataset("csv named jsonl", "x.jsonl", csv_of(*GOOD), "JSON parse error: ...; mend the file"),
-    dataset("parquet empty", "x.parquet", "", "Parquet file size is 0 bytes; mend the file"),
+    dataset("csv named jsonl", "x.jsonl", csv_of(*GOOD), "JSON parse error: ...; correct the file"),
+    dataset("parquet empty", "x.parquet", "", "Parquet file size is 0 bytes; correct the file"),
     dataset(
         "parquet cut off",
         "x.parquet",
         parquet([0, 1])[:-20],
-        "Parquet magic bytes not found...; mend the file",
+        "Parquet magic bytes not found...; correct the file",
     ),
     one(
         "no text column",
@@ -665,7 +668,7 @@ OUTPUT = [
 REVIEWS = "text,stars\nw1 w2,1\nw3,2\n"
 NO_CHECKPOINT = "; give the best/ folder that train.py wrote"
 TRAINED_ON = (
-    ": ... of its ... texts stand in the split that the model was trained on; "
+    ": ... of its ... texts are in the split that the model was trained on; "
     "give --dataset TEST_FILE, or another split"
 )
 
@@ -1022,8 +1025,8 @@ def test_eval(case, places, capfd):
 @pytest.mark.parametrize("flag", ["--dataset=nobody/nothing", "--model=nobody/nothing"])
 def test_a_hub_that_does_not_answer_is_one_line_within_seconds(flag, places, monkeypatch):
     """The Hub's own code retries for 23 s. Red: `locate` without its probe."""
-    monkeypatch.setattr(data, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(data.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     begun = time.perf_counter()
     with pytest.raises(UserError) as raised:
         train.main([*good_flags(places["tiny"], places["corpus"]), flag])
@@ -1039,7 +1042,7 @@ def test_words_that_pandas_takes_for_nothing_are_texts(word, tmp_path):
     """In a file and in a folder. Red: `keep_default_na` left out of read_table."""
     write_csv(tmp_path / "train.csv", [(word, "no"), ("w1", word)])
     for path in (tmp_path, tmp_path / "train.csv"):
-        table = data.read_labelled(data.read_table(str(path), "train"), "text", "label")
+        table = label_rows(read_table(str(path), "train"), "text", "label")
         assert table["text"][:] == [word, "w1"]
         assert table.features["labels"].names == sorted(["no", word])
 
@@ -1056,10 +1059,11 @@ def test_words_that_pandas_takes_for_nothing_are_texts(word, tmp_path):
 def test_splits_that_share_rows(trained, asked, refused, places):
     """By what is in them. Red: `==` between the names of the two splits, or no look at all."""
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
-    config = evaluation.EvalConfig(test_split=asked)
-    refusal = pytest.raises(UserError, match="stand in the split that the model was trained on")
+    settings = settings | {"train_split": trained}
+    about = evaluation.choose_test(evaluation.EvalConfig(test_split=asked), settings)
+    refusal = pytest.raises(UserError, match="are in the split that the model was trained on")
     with refusal if refused else contextlib.nullcontext():
-        evaluation.load_test(config, settings | {"train_split": trained}, ["negative", "positive"])
+        evaluation.load_test(about, settings, ["negative", "positive"])
 
 
 def test_another_data_set_is_read_without_the_configuration_of_the_training(places):
@@ -1068,7 +1072,8 @@ def test_another_data_set_is_read_without_the_configuration_of_the_training(plac
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
     trained = settings | {"dataset_config_name": "sst2", "dataset_revision": "v2"}
     asked = evaluation.EvalConfig(dataset=str(places["tmp"] / "x.csv"))
-    test, about, _ = evaluation.load_test(asked, trained, ["negative", "positive"])
+    about = evaluation.choose_test(asked, trained)
+    test, _ = evaluation.load_test(about, trained, ["negative", "positive"])
     assert len(test) == 20
     assert about["dataset_config_name"] is about["dataset_revision"] is None
 

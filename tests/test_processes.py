@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,14 +11,16 @@ import time
 import pytest
 import torch
 from conftest import ROOT, scalars, weights_of
+from events import dying_at
+from forked import Group, free_port
 from safetensors.torch import load_file
-from test_loop import assert_same_bits, dying_at
+from test_loop import assert_same_bits
 
 import eval as evaluation
 import train
 from bench import dealing
-from config import UserError
-from processes import explain
+from runtime.flags import UserError
+from runtime.processes import explain
 
 FLAGS = [
     "--max_length=32",
@@ -32,7 +33,7 @@ FLAGS = [
 ]
 
 
-def start(processes: int, script: str, *flags: str) -> subprocess.Popen:
+def torchrun(processes: int, script: str, *flags: str) -> subprocess.Popen:
     """`accelerate launch --cpu --num_processes 2` starts one process unless MPI is there."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", str(ROOT / script), *flags]
@@ -41,9 +42,10 @@ def start(processes: int, script: str, *flags: str) -> subprocess.Popen:
 
 
 def launch(processes: int, script: str, *flags: str) -> str:
-    with start(processes, script, *flags) as running:
+    """What a run of so many processes printed; without a launcher, which adds seconds of start."""
+    with Group(processes, ROOT / script, *flags) as running:
         out, err = running.communicate(timeout=300)
-    assert running.returncode == 0, err[-3000:]
+        assert running.returncode == 0, err[-3000:]
     return out
 
 
@@ -95,14 +97,14 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
     flags += ["--max_save_share=1", "--per_device_eval_batch_size=4"]
     launch(2, "train.py", *flags, f"--output_dir={tmp_path / 'whole'}")
     folder = tmp_path / "stopped"
-    with start(2, "train.py", *flags, f"--output_dir={folder}") as running:
+    with torchrun(2, "train.py", *flags, f"--output_dir={folder}") as running:
         wait_for_save(folder, after=20)
         running.terminate()
         out, err = running.communicate(timeout=60)
     assert out.count("stopped at step") == 1, err[-3000:]
     stopped_at = saved_step(folder)
     assert 20 < stopped_at < 160
-    with start(2, "train.py", *flags, f"--output_dir={folder}") as running:
+    with Group(2, ROOT / "train.py", *flags, f"--output_dir={folder}") as running:
         wait_for_save(folder, after=stopped_at)
         os.kill(int((folder / ".lock").read_text().split()[1]), signal.SIGKILL)
         killed = time.monotonic()
@@ -122,7 +124,7 @@ def one_process(tiny, corpus, tmp_path_factory):
     flags += ["--max_save_share=1"]
     one = [*flags, "--per_device_train_batch_size=8"]
     train.main([*one, f"--output_dir={folder / 'run'}"])
-    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 6):
+    with dying_at(6):
         train.main([*one, f"--output_dir={folder / 'killed'}"])
     return flags, folder / "run", folder / "killed"
 
@@ -145,7 +147,7 @@ def assert_same_training(one, several, rounding=1e-6):
 def test_a_run_of_one_process_goes_on_with_three(one_process, tmp_path):
     """The same command, the same reviews, though 3 does not divide 8.
 
-    Red: with_batch_of returning `config`.
+    Red: keep_global_batch returning `config`.
     """
     flags, one, killed = one_process
     shutil.copytree(killed, tmp_path / "run")
@@ -160,16 +162,16 @@ def test_a_run_of_one_process_goes_on_with_three(one_process, tmp_path):
 def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path, capsys):
     """And then with the flags that were worked out, given as flags; other flags are refused.
 
-    Red: with_batch_of returning `config`; run.settings from the adapted flags.
+    Red: keep_global_batch returning `config`; run.settings from the adapted flags.
     """
     flags, one, _ = one_process
     output = f"--output_dir={tmp_path / 'run'}"
-    dies = write_script(tmp_path, "if step == 6: raise KeyboardInterrupt")
-    with start(2, dies, *flags, "--per_device_train_batch_size=4", output) as running:
+    dies = write_script(tmp_path, "if update == 6: raise KeyboardInterrupt")
+    with Group(2, dies, *flags, "--per_device_train_batch_size=4", output) as running:
         running.communicate(timeout=100)
     with pytest.raises(UserError, match=r"batches of 8, not 2: give --per_device_train_batch_size"):
         train.main([*flags, "--per_device_train_batch_size=2", output])
-    with pytest.MonkeyPatch.context() as patch, dying_at(patch, 8):  # accumulation is worked out
+    with dying_at(8):  # accumulation is worked out
         train.main([*flags, "--per_device_train_batch_size=4", output])
     adapted = "--per_device_train_batch_size 4 --gradient_accumulation_steps 2"
     assert f"the batches of 8 are kept, with {adapted}" in capsys.readouterr().out
@@ -178,45 +180,44 @@ def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path, capsys):
     assert_same_training(one, tmp_path / "run")
 
 
-def write_script(folder, body: str):
-    """train.py with `body` run before each step, knowing `step` and `rank`."""
+def write_script(folder, body: str, first: str = ""):
+    """train.py with `body` before each update, knowing `update` and `rank`; `first` before all."""
     script = folder / "patched.py"
     script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train\n"
-        "from processes import run_command\n"
-        "rate, rank = train.learning_rate, int(os.environ['RANK'])\n"
-        "def patched(step, *rest):\n"
+        "import os, runpy, sys\n"
+        f"sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from events import before_update\n"
+        "from runtime.flags import UserError\n"
+        f"{first}\n"
+        "rank = int(os.environ['RANK'])\n"
+        "def event(optimizer, update):\n"
         f"    {body}\n"
-        "    return rate(step, *rest)\n"
-        "train.learning_rate = patched\n"
-        "run_command(train.main)\n"
+        "with before_update(event):\n"
+        f"    runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')\n"
     )
     return script
 
 
 @pytest.mark.parametrize(
-    ("body", "line", "traceback"),
+    ("start", "event", "line", "traceback"),
     [
-        ("if (step, rank) == (3, 1): raise train.UserError('the disk')", "error: the disk", None),
-        ("if (step, rank) == (3, 1): raise ValueError('a fault')", None, "[rank1]: ValueError"),
-        (
-            "if (step, rank) == (3, 1): os.kill(os.getpid(), 9)",
-            "error: another process of this run died",
-            None,
-        ),
+        (Group, "raise UserError('the disk')", "error: the disk", None),
+        (Group, "raise ValueError('a fault')", None, "[rank1]: ValueError"),
+        (Group, "os.kill(os.getpid(), 9)", "error: another process of this run died", None),
+        (torchrun, "raise ValueError('a fault')", None, "[rank1]: ValueError"),
     ],
 )
-def test_one_failure_is_one_line(tiny, corpus, tmp_path, body, line, traceback):
-    """Of whichever process fails first; the others end within seconds, and in silence.
+def test_one_failure_is_one_line(tiny, corpus, tmp_path, start, event, line, traceback):
+    """Of whichever process fails first; the others end within seconds, and silently, whether a
+    launcher ends them or nobody does.
 
     Red: failed_first always true; run_command that looks at LOCAL_RANK alone; no look for " by
     peer" in explain.
     """
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
     begun = time.monotonic()
-    with start(2, write_script(tmp_path, body), *flags) as running:
+    script = write_script(tmp_path, f"if (update, rank) == (3, 1): {event}")
+    with start(2, script, *flags) as running:
         _, err = running.communicate(timeout=100)
     assert time.monotonic() - begun < 45  # of which nearly all is start-up
     assert running.returncode != 0
@@ -245,35 +246,33 @@ def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
         "mapped = data.Dataset.map\n"
         "def counted(self, encode, **options):\n"
         "    def told(batch):\n"
-        "        sys.stdout.write(f'tokenised {len(batch[\"text\"])}\\n')\n"
+        "        sys.stdout.write(f'tokenized {len(batch[\"text\"])}\\n')\n"
         "        return encode(batch)\n"
         "    return mapped(self, told, **options)\n"
-        "data.Dataset.map = counted\n"
+        "data.Dataset.map = counted"
     )
-    script = write_script(tmp_path, "pass")
-    script.write_text(script.read_text().replace("import train\n", counting + "import train\n"))
+    script = write_script(tmp_path, "pass", first=counting)
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
     flags += ["--max_length=31"]  # no other test has these token ids on disk
-    with start(2, script, *flags) as running:
+    with Group(2, script, *flags) as running:
         said, err = running.communicate(timeout=100)
     assert running.returncode == 0, err[-3000:]
     lines = said.splitlines()
-    assert [lines.count(f"tokenised {texts}") for texts in (105, 45)] == [1, 1]
+    assert [lines.count(f"tokenized {texts}") for texts in (105, 45)] == [1, 1]
 
 
 def test_a_compiled_model_trains_alike_on_two_processes(one_process, tmp_path):
     """With lengths that vary, under DDP. Without inductor, which alone fails with optimize_ddp left
     on: bench/compiled.py has it. Red: `loss` without `* processes`."""
     flags, one, _ = one_process
-    script = write_script(tmp_path, "pass")
     fast = (
         "import torch\n"
         "compiled = torch.nn.Module.compile\n"
-        "torch.nn.Module.compile = lambda self: compiled(self, backend='aot_eager')\n"
+        "torch.nn.Module.compile = lambda self: compiled(self, backend='aot_eager')"
     )
-    script.write_text(script.read_text().replace("import train\n", fast + "import train\n"))
+    script = write_script(tmp_path, "pass", first=fast)
     flags = [*flags, "--per_device_train_batch_size=4", "--torch_compile"]
-    with start(2, script, *flags, f"--output_dir={tmp_path / 'run'}") as running:
+    with Group(2, script, *flags, f"--output_dir={tmp_path / 'run'}") as running:
         _, err = running.communicate(timeout=200)
     assert running.returncode == 0, err[-3000:]
     assert_same_training(one, tmp_path / "run", rounding=1e-5)
@@ -287,9 +286,7 @@ def test_two_machines_are_one_run(one_process, tmp_path):
     """
     flags, one, killed = one_process
     shutil.copytree(killed, tmp_path / "machine0")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     machines = []
     for rank in (0, 1):
         command = [
@@ -308,7 +305,9 @@ def test_two_machines_are_one_run(one_process, tmp_path):
         machines.append(subprocess.Popen(command, env=env, **pipes))
     said = [machine.communicate(timeout=120) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-3000:]
-    assert "of batch 8: 2 x cpu (DDP) x 1 of at most 4;" in said[0][0]
+    assert "steps of 8 texts" in said[0][0]
+    assert "2 processes (DDP) on cpu" in said[0][0]
+    assert "1 forward pass of at most 4 texts" in said[0][0]
     assert said[1][0] == ""
     assert not (tmp_path / "machine1").exists()
     assert_same_training(one, tmp_path / "machine0")
@@ -323,7 +322,7 @@ LAUNCHED = {"ACCELERATE_DYNAMO_MODE": "default", "MASTER_ADDR": "127.0.0.1", "MA
     [
         (LAUNCHED, "several processes were asked for, and Accelerate made each a run of its own"),
         ({"WORLD_SIZE": "2"}, "2 processes were asked for, and Accelerate made each a run of its"),
-        ({"ACCELERATE_USE_FSDP": "true"}, "configured for FSDP2, which it has on GPUs alone"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "configured for FSDP2, which it supports on GPUs"),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "configured for DeepSpeed, which "),
     ],
 )
@@ -368,8 +367,8 @@ def test_what_fails_on_the_main_process_fails_on_all(tmp_path):
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from accelerate import Accelerator\n"
-        "from config import UserError\n"
-        "from processes import on_main\n"
+        "from runtime.flags import UserError\n"
+        "from runtime.processes import on_main\n"
         "accelerator = Accelerator(cpu=True)\n"
         "rank = accelerator.process_index\n"
         "def fail(kind):\n"
@@ -383,7 +382,7 @@ def test_what_fails_on_the_main_process_fails_on_all(tmp_path):
         "sys.stdout.flush()\n"
         "accelerator.end_training()\n"
     )
-    with start(2, script) as running:
+    with Group(2, script) as running:
         said, _ = running.communicate(timeout=60)
     assert sorted(said.splitlines()) == [
         "0 7",
