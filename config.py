@@ -32,23 +32,11 @@ class Config:
     text_column: str = flag("text", "column that holds the text")
     label_column: str = flag("label", "column of class labels: names, integers or strings")
     train_split: str = flag("train", "split to train on; a part of it becomes the validation split")
-    test_split: str = flag(
-        "test", "split that eval.py opens; train.py never does", changes_result=False
-    )
-    validation_size: float = flag(
-        0.3, "share of the training split kept for validation", INSIDE_0_1
-    )
-    validation_seed: int = flag(
-        0,
-        "seed of that split, apart from --seed, so that runs of several seeds compare on it",
-        SEED,
-    )
-    max_train_samples: int | None = flag(
-        None, "train on at most this many examples, stratified", AT_LEAST_1
-    )
-    max_validation_samples: int | None = flag(
-        None, "validate on at most this many examples, stratified", AT_LEAST_1
-    )
+    test_split: str = flag("test", "split for eval.py; train.py never opens it", None, False)
+    validation_size: float = flag(0.3, "share of the training split to validate on", INSIDE_0_1)
+    validation_seed: int = flag(0, "seed of that split; independent of --seed", SEED)
+    max_train_samples: int | None = flag(None, "train on at most N texts, stratified", AT_LEAST_1)
+    max_validation_samples: int | None = flag(None, "the same for validation", AT_LEAST_1)
 
     # Model
     model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of an encoder")
@@ -64,12 +52,8 @@ class Config:
 
     # Optimization
     num_train_epochs: float = flag(3.0, "passes over the training split", ABOVE_0)
-    max_steps: int = flag(
-        -1, "number of optimizer updates; -1: given by --num_train_epochs", MINUS_1_OR_MORE
-    )
-    per_device_train_batch_size: int = flag(
-        16, "examples per process and forward pass", AT_LEAST_1, False
-    )
+    max_steps: int = flag(-1, "number of updates; -1: by --num_train_epochs", MINUS_1_OR_MORE)
+    per_device_train_batch_size: int = flag(16, "texts per process and pass", AT_LEAST_1, False)
     per_device_eval_batch_size: int = flag(64, "the same in evaluation", AT_LEAST_1, False)
     gradient_accumulation_steps: int = flag(1, "forward passes per update", AT_LEAST_1, False)
     train_sampling_strategy: str = flag(
@@ -77,13 +61,9 @@ class Config:
         "group_by_length batches texts of like length; random is plain shuffling",
         one_of("group_by_length", "random"),
     )
-    learning_rate: float = flag(2e-5, "peak rate; small models such as MiniLM want 1e-4", ABOVE_0)
-    lr_scheduler_type: str = flag(
-        "linear", "decay after the warm-up", one_of("linear", "cosine", "constant")
-    )
-    warmup_steps: float = flag(
-        0.06, "updates of warm-up; below 1: a share of all updates", SHARE_OR_STEPS
-    )
+    learning_rate: float = flag(2e-5, "peak rate; small models such as MiniLM need 1e-4", ABOVE_0)
+    lr_scheduler_type: str = flag("linear", "after warm-up", one_of("linear", "cosine", "constant"))
+    warmup_steps: float = flag(0.06, "updates; below 1: a share of all updates", SHARE_OR_STEPS)
     weight_decay: float = flag(0.01, "for weight matrices; biases and norms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip the gradient to this norm; 0: no clipping", AT_LEAST_0)
     seed: int = flag(42, "of the new head, the order of texts and the dropout", SEED)
@@ -114,12 +94,10 @@ class Config:
         one_of("auto", "no", "fp16", "bf16"),
     )
     num_threads: int | None = flag(
-        None, "CPU threads per process; default: cores / processes", AT_LEAST_1, False
+        None, "CPU threads; default: cores / processes", AT_LEAST_1, False
     )
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
-    full_determinism: bool = flag(
-        False, "ask the GPU for kernels that give the same bits each time; slower"
-    )
+    full_determinism: bool = flag(False, "use deterministic GPU kernels; slower")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,9 +114,7 @@ class EvalConfig:
     text_column: str | None = flag(None, "default: that of the training")
     label_column: str | None = flag(None, "default: that of the training")
     test_split: str | None = flag(None, "default: that of the training")
-    max_test_samples: int | None = flag(
-        None, "test on at most this many examples, stratified", AT_LEAST_1
-    )
+    max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
     report: str | None = flag(None, "default: report_test.json beside the weights")
     overwrite: bool = flag(False, "replace an --output or a report of something else")

@@ -66,8 +66,8 @@ def open_classifier(config: EvalConfig) -> Classifier:
         truncation = trained.get("truncation", "head")
         ids = tokenize(texts, tokenizer, tokenizer.model_max_length, truncation)
         size, collator = config.per_device_eval_batch_size, Collator(tokenizer)
-        process, processes = accelerator.process_index, accelerator.num_processes
-        batches = eval_batches(ids, size, process, processes, collator)
+        share = accelerator.process_index, accelerator.num_processes
+        batches = eval_batches(ids, size, *share, collator)
         return predict(model, batches, len(ids), accelerator)
 
     return Classifier(folder, trained, names, accelerator, logits)
@@ -97,11 +97,12 @@ def report_on_test(config: EvalConfig, classifier: Classifier, opened: os.stat_r
         show(report)
         about |= {"also_in_training": learnt}
         about |= {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
-        environments = {
+        report |= {
+            "of": about,
             "environment": describe_environment(accelerator),
             "training_environment": classifier.trained.get("environment"),
         }
-        path.write_text(json.dumps({**report, "of": about, **environments}, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n")
         print(f"written to {path}")
 
 

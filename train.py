@@ -8,7 +8,7 @@ Independent of: the test split, other tasks, benchmarks. A `step` is one optimiz
 """
 
 from config import Config
-from runtime.flags import UserError, answer_at_once, parse
+from runtime.flags import RUN_AGAIN, UserError, answer_at_once, parse
 
 if __name__ == "__main__":
     answer_at_once(Config)  # --help and mistyped flags, before the imports below take seconds
@@ -31,7 +31,6 @@ from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
 from runtime.environment import describe_environment
-from runtime.flags import RUN_AGAIN
 from runtime.folders import lock_folder, remove_copies
 from runtime.monitor import Monitor, describe_end, describe_start
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
@@ -71,18 +70,11 @@ def train(run: Run) -> None:
 
     A run that was stopped in an evaluation resumes with what follows the step before it.
     """
-    progress, accelerator = run.progress, run.accelerator
-    micro_batches = iter(
-        train_loader(
-            run.train_set,
-            run.plan,
-            range(progress.step + 1, run.total_steps + 1),
-            run.config.gradient_accumulation_steps,
-            accelerator.process_index,
-            accelerator.num_processes,
-            Collator(run.tokenizer),
-        )
-    )
+    progress, accumulation = run.progress, run.config.gradient_accumulation_steps
+    share = run.accelerator.process_index, run.accelerator.num_processes
+    steps, collator = range(progress.step + 1, run.total_steps + 1), Collator(run.tokenizer)
+    loader = train_loader(run.train_set, run.plan, steps, accumulation, *share, collator)
+    micro_batches = iter(loader)
     run.model.train()
     for step in range(progress.step + (not progress.follow_up_due), run.total_steps + 1):
         if step > progress.step:
@@ -178,9 +170,9 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
     accelerator, size = run.accelerator, run.config.per_device_eval_batch_size
     # The bare model: DDP's wrapper would broadcast buffers before each forward pass, for nothing.
     model = accelerator.unwrap_model(run.model)
-    process, processes = accelerator.process_index, accelerator.num_processes
+    share = accelerator.process_index, accelerator.num_processes
     with run.monitor.clock_stopped():
-        batches = eval_batches(data, size, process, processes, Collator(run.tokenizer))
+        batches = eval_batches(data, size, *share, Collator(run.tokenizer))
         logits = predict(model, batches, len(data), accelerator, run.stop.check)
     scores = score(logits, torch.as_tensor(data["labels"][:]))
     scalars = {f"{name}/loss": scores.loss, f"{name}/accuracy": scores.accuracy}

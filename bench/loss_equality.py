@@ -1,33 +1,19 @@
-"""Our loss of every step beside HF Trainer's, handed the same batches, dropout off.
+"""Our loss at every step beside that of HF Trainer on the same batches, with dropout off.
 
     python bench/loss_equality.py FLAGS OF train.py --output_dir DIR
 
-Prints the largest difference. Accumulation is 1: above it Trainer's gradient is too large.
+Trains in DIR and prints the largest difference. Not for --gradient_accumulation_steps above 1,
+where Trainer's gradient is too large. The same on a tiny model is a test in tests/test_loop.py.
 """
 
 import sys
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from peers import compare
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import train
-from bench.peer_trainer import make_trainer
-from config import Config, parse
-from processes import run_command
-
-
-def compare(flags: list[str]) -> list[tuple[float, float]]:
-    """(ours, theirs) for every step."""
-    flags = [*flags, "--dropout=0", "--logging_steps=1"]
-    train.main(flags)
-    config = parse(Config, flags)
-    events = EventAccumulator(f"{config.output_dir}/runs", size_guidance={"scalars": 0})
-    ours = [event.value for event in events.Reload().Scalars("train/loss")]
-    run = train.prepare(config, train.make_accelerator(config))
-    trainer = make_trainer(run, same_batches=True)
-    trainer.train()
-    return list(zip(ours, [loss.item() for loss in trainer.losses], strict=True))
+from runtime.processes import run_command
 
 
 def main() -> None:

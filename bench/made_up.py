@@ -1,10 +1,10 @@
-"""What bench/gpu.sh trains on where there is no network: the size of the job, not its content.
+"""Data and a model for bench/gpu.sh where there is no network: the size of the job, no content.
 
     python bench/made_up.py FOLDER
 
-FOLDER/model: DistilBERT as published (66M parameters) with random weights and the demo's tokenizer.
-FOLDER/reviews: 25,000 training texts with token counts as IMDb's at 512 tokens (log-normal, mean
-266, 14 % cut). For speed and memory alone: there is nothing to learn in them.
+FOLDER/model: DistilBERT's published size (66M parameters), random weights, the demo's tokenizer.
+FOLDER/texts: 25,000 training texts with token counts like IMDb's at 512 tokens (log-normal, mean
+266, 14 % truncated). For speed and memory only: there is nothing to learn in them.
 """
 
 import sys
@@ -28,9 +28,9 @@ def main(folder: str) -> None:
     lengths = np.minimum(rng.lognormal(5.43, 0.74, 25_000).astype(int) + 2, 1000)
     words = np.array([word for word in tokenizer.get_vocab() if word.isalpha()])
     texts = [" ".join(rng.choice(words, length)) for length in lengths]
-    reviews = Dataset.from_dict({"text": texts, "label": [row % 2 for row in range(len(texts))]})
-    (target / "reviews").mkdir(parents=True, exist_ok=True)
-    reviews.to_parquet(str(target / "reviews" / "train.parquet"))
+    data = Dataset.from_dict({"text": texts, "label": [row % 2 for row in range(len(texts))]})
+    (target / "texts").mkdir(parents=True, exist_ok=True)
+    data.to_parquet(str(target / "texts" / "train.parquet"))
 
 
 if __name__ == "__main__":

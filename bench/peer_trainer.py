@@ -1,10 +1,11 @@
-"""The same job done by HF Trainer: same reviews, model, first weights, batch size, rate and steps.
+"""The training of train.py, done by HF Trainer: for bench/accuracy.py and time_to_accuracy.py.
 
     python bench/peer_trainer.py FLAGS OF train.py --output_dir DIR
 
-Writes DIR/best, which eval.py and bench/compare.py read, at the last step (Trainer chooses nothing
-here), and in it validation.json: accuracy on the validation split, seconds of training. Only the
-loop, the order of reviews and their padding are Trainer's own.
+The texts, the initial weights, the batch size, the schedule and the number of steps are those of
+train.py; the loop, the order of the texts and their padding are Trainer's. Writes DIR/best at the
+last step (nothing is chosen by validation), for eval.py and bench/compare.py, and in it
+validation.json: the accuracy on the validation split and the seconds of training.
 """
 
 import dataclasses
@@ -14,75 +15,26 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from config import Config, parse
-from processes import run_command
-from train import Run, evaluate, make_accelerator, prepare
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from peers import make_trainer
 
-
-class Recorded(Trainer):
-    """Keeps the loss of each step, and takes our batches if it is handed them."""
-
-    handed: list[list[int]] | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.losses = []
-
-    def get_train_dataloader(self):
-        if self.handed is None:
-            return super().get_train_dataloader()
-        return torch.utils.data.DataLoader(
-            self.train_dataset, batch_sampler=self.handed, collate_fn=self.data_collator
-        )
-
-    def compute_loss(self, *args, **kwargs):
-        loss = super().compute_loss(*args, **kwargs)
-        self.losses.append(loss.detach())
-        return loss
-
-
-def make_trainer(run: Run, same_batches: bool = False) -> Recorded:
-    """Trainer with its own optimizer, decay groups and schedule, on a prepared run of ours."""
-    config = run.config
-    arguments = TrainingArguments(
-        output_dir=str(Path(config.output_dir) / "trainer"),
-        max_steps=run.total_steps,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_steps,
-        seed=config.seed,
-        logging_steps=config.logging_steps,
-        bf16=run.accelerator.mixed_precision == "bf16",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = Recorded(
-        model=run.model,
-        args=arguments,
-        train_dataset=run.train.select_columns(["input_ids", "labels"]),
-        data_collator=DataCollatorWithPadding(run.tokenizer),
-    )
-    if same_batches:
-        trainer.handed = [run.plan[step].tolist() for step in range(run.total_steps)]
-    return trainer
+from config import Config
+from runtime.engines import make_accelerator
+from runtime.flags import parse
+from runtime.processes import run_command
+from train import evaluate, set_up
 
 
 def main() -> None:
     config = parse(Config)
-    run = prepare(config, make_accelerator(config))
-    best = Path(config.output_dir) / "best"
-    trainer = make_trainer(run)
+    run = set_up(config, make_accelerator(config))
+    trainer, best = make_trainer(run), run.output / "best"
     begun = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begun
-    scores = evaluate(run, run.validation, "validation")
+    scores = evaluate(run, run.validation_set, "validation")
     trainer.save_model(str(best))
     run.tokenizer.save_pretrained(best)
     settings = {name: run.settings[name] for name in dataclasses.asdict(config)}

@@ -1,24 +1,27 @@
-"""The same training by HF Trainer, by a plain Accelerate loop and by ours, side by side.
+"""Speed and memory of train.py beside HF Trainer and a plain Accelerate loop, on the same texts.
 
     python bench/speed.py --rounds 5 --json FILE FLAGS OF train.py
-    python bench/speed.py --ablations ...          ours with one thing taken away at a time
-    python bench/speed.py --first_starts ...       Trainer and ours, until their first step
+    python bench/speed.py --ablations ...       train.py with one feature off at a time
+    python bench/speed.py --first_starts ...    Trainer and train.py, with nothing in the cache
 
-The work is a small sample with the lengths of the whole training split: whole batches of our plan,
-evenly spaced by length, so that random order and length grouping each have the padding that they
-have on the whole. Every arm trains on those reviews, shuffled or grouped as it does, in a process
-of its own (bench/speed_arm.py), one after another, the order turned round every second round.
-Warm-up steps (longest reviews, a middle batch, longest; on a GPU many lengths) do not count. Then
-some of them predict, after a batch of warm-up, at the batch size of training and at ours' own.
-A first start has an empty cache of datasets, so it tokenises, and trains on 16 short reviews.
+Measured for each arm: texts per second in training and (of some) in prediction, padding, peak
+memory, seconds from the start of the process to the end of the first step.
 
-Useful FLOPs: those of the matrix products of the model for the tokens that are no padding (forward,
-and twice that backward), from the shapes of its layers and the lengths of the reviews. They are set
-against the rate of a product of two large matrices, measured by each process in the two seconds
-after its training: against its own, and, as that varies more than the training does, against the
-median of all.
+The workload is a small sample of the training split: whole batches of our plan, evenly spaced by
+length, so that random order and length grouping have the padding that they have on the whole split.
+Every arm trains on these texts in its own order, in a process of its own (bench/speed_arm.py), one
+after another; every second round runs them in reverse. Warm-up steps (the longest texts, an average
+batch, the longest again; on a GPU many lengths) are not timed. Predictions are made after a batch
+of warm-up, at the batch size of training and at --per_device_eval_batch_size. A first start
+tokenizes the data set, and trains on 16 tokens of each text.
 
-Flags that not every arm would obey are refused.
+Useful FLOPs are those of the model's matrix products, forward and backward, for tokens that are not
+padding; they follow from the shapes of its layers and the lengths of the texts. They are compared
+with the rate of a product of two large matrices, which each process measures for two seconds after
+its training: with its own, and, since that varies more than the training does, with the median of
+all.
+
+Flags that not every arm would obey are refused. In the JSON, "reviews" are texts of any kind.
 """
 
 import argparse
@@ -37,14 +40,17 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.machine import about_machine, this_command
+from bench.common import this_command, write_json
 from bench.speed_arm import ABLATIONS, ARMS
-from config import Config, UserError, parse
+from config import Config
 from data import BatchPlan
-from processes import run_command
-from train import make_accelerator, prepare
+from runtime.engines import make_accelerator
+from runtime.environment import describe_machine
+from runtime.flags import UserError, parse
+from runtime.processes import run_command
+from train import set_up
 
-OBEYED = {  # by every arm; seed, output_dir and attention_dropout are set for each
+OBEYED = {  # by every arm; speed.py gives each its seed, output_dir and attention_dropout
     "dataset",
     "model",
     "max_length",
@@ -60,56 +66,64 @@ OBEYED = {  # by every arm; seed, output_dir and attention_dropout are set for e
 def check_flags(config: Config) -> None:
     for field in dataclasses.fields(config):
         given = getattr(config, field.name)
-        peers_know = field.name in OBEYED and given != "fp16"
-        if given != field.default and not peers_know:
+        obeyed = field.name in OBEYED and given != "fp16"
+        if given != field.default and not obeyed:
             raise UserError(f"--{field.name} {given}: not every arm would obey it; leave it out")
     if Path(config.dataset).is_file():
         raise UserError(f"--dataset {config.dataset}: give a Hub name or a folder, for all arms")
 
 
-def choose_work(run, batches: int) -> dict:
-    """The reviews of so many whole batches, shuffled; those of the warm-up; those to predict."""
-    config = run.config
-    batch = config.per_device_train_batch_size
-    plan = BatchPlan(run.plan.lengths, batch, config.seed).epoch(0)
-    plan = sorted((r for r in plan if len(r) == batch), key=lambda r: run.plan.lengths[r].max())
+def choose_work(run, batches: int) -> dict[str, list[dict]]:
+    """Rows to train on ("work": so many whole batches, shuffled), to warm up on, to predict."""
+    config, lengths = run.config, run.plan.lengths
+    size = config.per_device_train_batch_size
+    plan = BatchPlan(lengths, size, config.seed).epoch(0)
+    plan = sorted((rows for rows in plan if len(rows) == size), key=lambda r: lengths[r].max())
     if len(plan) < batches:
         raise UserError(f"--batches {batches}: the plan has {len(plan)} full ones; give fewer")
-    places = ((np.arange(batches) + 0.5) * len(plan) / batches).astype(int)
-    rows = np.random.default_rng(0).permutation(np.concatenate([plan[at] for at in places]))
-    longest = np.argsort(-run.plan.lengths, kind="stable")[:batch]
+    spaced = ((np.arange(batches) + 0.5) * len(plan) / batches).astype(int)
+    rows = np.random.default_rng(0).permutation(np.concatenate([plan[at] for at in spaced]))
+    longest = np.argsort(-lengths, kind="stable")[:size]
     warm = [longest, plan[len(plan) // 2], longest]  # a heap grows until both have their room
     if run.accelerator.device.type == "cuda":  # kernels are chosen, and loaded, for each length
         warm += plan[:: max(1, len(plan) // 15)]
-    data = run.train.select_columns(["input_ids", "labels"])
-    # Twice the reviews of the work, in whole batches of evaluation, evenly spaced by length.
+    # Twice as many texts as the work, in whole batches of evaluation, evenly spaced by length.
     predicted = config.per_device_eval_batch_size
     predicted *= -(-2 * len(rows) // predicted)
-    spaced = np.linspace(0, len(data) - 1, predicted).astype(int)
-    by_length = np.argsort(run.plan.lengths, kind="stable")[spaced]
+    spaced = np.linspace(0, len(lengths) - 1, predicted).astype(int)
+    predict = np.argsort(lengths, kind="stable")[spaced]
+    data = run.train_set.select_columns(["input_ids", "labels"])
     return {
         "work": data.select(rows).to_list(),
         "warm": data.select(np.concatenate(warm)).to_list(),
-        "predict": data.select(np.random.default_rng(0).permutation(by_length)).to_list(),
+        "predict": data.select(np.random.default_rng(0).permutation(predict)).to_list(),
     }
 
 
+def shorten(work: dict[str, list[dict]], texts: int) -> dict[str, list[dict]]:
+    """For a first start: the same few short texts everywhere."""
+    short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
+    return dict.fromkeys(work, short[:texts])
+
+
 def flops_of(model, lengths) -> float:
-    """Of a forward and a backward pass over reviews of those lengths (tokens), without padding; for
-    encoders with full attention and no pooler, as DistilBERT."""
+    """Of a forward and a backward pass over texts of those lengths in tokens, without padding.
+
+    For encoders with full attention and without a pooler, such as DistilBERT.
+    """
     linear = torch.nn.Linear
     encoder = [m.weight.numel() for m in model.base_model.modules() if isinstance(m, linear)]
     every = [m.weight.numel() for m in model.modules() if isinstance(m, linear)]
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     lengths = np.asarray(lengths, dtype=float)
-    a_token, a_review = 2 * sum(encoder), 2 * (sum(every) - sum(encoder))
+    per_token, per_text = 2 * sum(encoder), 2 * (sum(every) - sum(encoder))
     attention = 4 * layers * width * lengths**2
-    return float(3 * (a_token * lengths + a_review + attention).sum())
+    return float(3 * (per_token * lengths + per_text + attention).sum())
 
 
-def run_arm(arm: str, work: dict, seed: int, flags: list[str], first: bool) -> dict:
+def run_arm(arm: str, work: dict, seed: int, flags: list[str], first_start: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, **({"HF_DATASETS_CACHE": f"{folder}/cache"} if first else {})}
+        cache = {"HF_DATASETS_CACHE": f"{folder}/cache"} if first_start else {}
         file = Path(folder) / "work.json"
         script = str(ROOT / "bench" / "speed_arm.py")
         command = [sys.executable, script, arm, str(file), *flags]
@@ -117,11 +131,14 @@ def run_arm(arm: str, work: dict, seed: int, flags: list[str], first: bool) -> d
             command[:1] = [sys.executable, "-m", "accelerate.commands.launch"]
         command += [f"--output_dir={folder}", f"--seed={seed}"]
         file.write_text(json.dumps({**work, "begun": time.time()}))
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cache})
         if done.returncode:
             print(done.stderr, file=sys.stderr)
             raise UserError(f"{' '.join(command)}: status {done.returncode}; see above")
         return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---------------------------------------------------------------- figures
 
 
 def summaries(rounds: dict[str, list[dict]], work: dict) -> dict:
@@ -132,13 +149,13 @@ def summaries(rounds: dict[str, list[dict]], work: dict) -> dict:
 
 
 def summary(found: list[dict], ours: list[dict], work: dict, rate: float) -> dict:
-    """Medians and ranges over the rounds; of a ratio to ours, over its value in each."""
-    reviews, tokens = work["reviews"], work["reviews"] * work["mean_tokens"]
+    """Median and range over the rounds. A ratio to ours is taken within each round."""
+    texts, tokens = work["reviews"], work["reviews"] * work["mean_tokens"]
     figures = {
-        "ours_times_as_fast": [  # of the rounds that both have run
+        "ours_times_as_fast": [  # in the rounds that both have run
             a["seconds"] / b["seconds"] for a, b in zip(found, ours, strict=False)
         ],
-        "reviews_per_second": [reviews / one["seconds"] for one in found],
+        "reviews_per_second": [texts / one["seconds"] for one in found],
         "tokens_per_second": [tokens / one["seconds"] for one in found],
         "share_of_matmul_rate": [work["useful_flops"] / one["seconds"] / rate for one in found],
         "share_of_own_matmul_rate": [
@@ -160,7 +177,24 @@ def summary(found: list[dict], ours: list[dict], work: dict, rate: float) -> dic
     }
 
 
-def options_and_flags() -> tuple[argparse.Namespace, list[str]]:
+def describe_work(run, work: dict) -> dict:
+    lengths = [len(row["input_ids"]) for row in work["work"]]
+    return {
+        "reviews": len(lengths),
+        "batch": run.config.per_device_train_batch_size,
+        "predicted_reviews": len(work["predict"]),
+        "predict_default_batch": run.config.per_device_eval_batch_size,
+        "mean_tokens": float(np.mean(lengths)),
+        "mean_tokens_of_the_data_set": float(run.plan.lengths.mean()),
+        "useful_flops": flops_of(run.accelerator.unwrap_model(run.model), lengths),
+    }
+
+
+# ---------------------------------------------------------------- the command
+
+
+def read_options() -> tuple[argparse.Namespace, list[str]]:
+    """(Options of this script, flags of train.py)."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         allow_abbrev=False,
@@ -180,54 +214,39 @@ def options_and_flags() -> tuple[argparse.Namespace, list[str]]:
     return options, flags
 
 
-def about_work(run, work: dict) -> dict:
-    lengths = [len(row["input_ids"]) for row in work["work"]]
-    return {
-        "reviews": len(lengths),
-        "batch": run.config.per_device_train_batch_size,
-        "predicted_reviews": len(work["predict"]),
-        "predict_default_batch": run.config.per_device_eval_batch_size,
-        "mean_tokens": float(np.mean(lengths)),
-        "mean_tokens_of_the_data_set": float(run.plan.lengths.mean()),
-        "useful_flops": flops_of(run.accelerator.unwrap_model(run.model), lengths),
-    }
-
-
 def main() -> None:
-    options, flags = options_and_flags()
+    options, flags = read_options()
     config = parse(Config, flags)
     check_flags(config)
-    run = prepare(config, make_accelerator(config))
+    run = set_up(config, make_accelerator(config))
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
     if options.first_starts:
-        short = [row | {"input_ids": row["input_ids"][:16]} for row in work["work"]]
-        work = dict.fromkeys(work, short[: config.per_device_train_batch_size])
+        work = shorten(work, config.per_device_train_batch_size)
     result = {
-        **about_machine(),
+        **describe_machine(),
         "command": this_command(options.json),
         "model": config.model,
         "dataset": config.dataset,
         "parameters": run.settings["parameters"],
         "mixed_precision": run.accelerator.mixed_precision,
-        "work": about_work(run, work),
+        "work": describe_work(run, work),
         "arms": {},
         "rounds": {arm: [] for arm in options.arms},
     }
-    del run  # its memory is the arms'
+    del run  # the arms need its memory
     for index in range(options.rounds):
         for arm in options.arms[:: 1 if index % 2 == 0 else -1]:
             one = run_arm(arm, work, index, flags, options.first_starts)
             print(
                 f"{arm}: first step after {one['first_step_seconds']:.1f} s, then "
-                f"{len(work['work']) / one['seconds']:.3f} reviews/s "
+                f"{len(work['work']) / one['seconds']:.3f} texts/s "
                 f"beside {one['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s",
                 flush=True,
             )
             result["rounds"][arm].append(one)
             result["arms"] = summaries(result["rounds"], result["work"])
-            if options.json:  # every time: a failure costs no hours
-                options.json.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(options.json, result)  # after each: a failure loses nothing
     print(json.dumps({name: result[name] for name in ("work", "arms")}, indent=1))
 
 

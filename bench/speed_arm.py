@@ -1,16 +1,17 @@
-"""One arm of bench/speed.py in a process of its own; the last line it prints is its result as JSON.
+"""One arm of bench/speed.py, in a process of its own; its last line is its result as JSON.
 
     python bench/speed_arm.py ARM WORK.json FLAGS OF train.py
 
 It starts as a user of that loop would start it (imports, data set, token ids from the cache of an
-earlier start, weights), and then trains on the handed reviews instead: `warm` batches, whose time
-does not count, and one epoch of `work`, in the order and padding that the arm has for them. The
-peers read columns `text` and `label` of split `train` alone.
+earlier start, weights), and then trains on the rows of WORK.json instead: "warm", which is not
+timed, and one epoch of "work", in its own order and with its own padding. The peers read columns
+`text` and `label` of split `train`.
 """
 
 import dataclasses
 import itertools
 import json
+import re
 import statistics
 import sys
 import time
@@ -20,24 +21,24 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench.machine import peak_bytes
 
 
 class Enough(Exception):
-    """Raised after the last step that counts."""
+    """Raised after the last step that is timed."""
 
 
 class Clock:
-    """Told of the end of each step; ends the training after `last`."""
+    """Told of the end of each step; raises `Enough` after the step `last`."""
+
+    disable = True  # it stands for the progress bar of train.py
 
     def __init__(self, warm: int, last: int, begun: float):
         self.warm, self.last, self.begun, self.times = warm, last, begun, []
-        self.disable = True
 
     def set_postfix(self, *_, **__):
-        pass  # it stands for train.py's progress bar
+        pass
 
-    def update(self, *_):
+    def update(self):
         self.times.append(None)
         if len(self.times) in (1, self.warm, self.last):
             if torch.cuda.is_available():
@@ -47,19 +48,26 @@ class Clock:
             raise Enough
 
     def result(self) -> dict:
-        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
         return {
             "seconds": self.times[self.last - 1] - self.times[self.warm - 1],
             "first_step_seconds": self.times[0] - self.begun,
-            "peak_bytes": peak,
+            "peak_bytes": peak_bytes(),
             "threads": torch.get_num_threads(),
             "matmul_flops_per_second": matmul_rate(),
         }
 
 
+def peak_bytes() -> int:
+    """Peak memory so far: of the GPU, or else of this process. (Not getrusage's ru_maxrss, which
+    begins at what the parent had when it forked.)"""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
 def matmul_rate(seconds: float = 2.0) -> float:
-    """FLOP/s of a product of two large matrices, the median of many: what the machine gives in the
-    minute and with the threads of this arm."""
+    """FLOP/s of a product of two large matrices with the threads of this process, the median of
+    many."""
     cuda = torch.cuda.is_available()
     size, dtype = (8192, torch.bfloat16) if cuda else (2048, torch.float32)
     a, b = (torch.randn(size, size, dtype=dtype, device="cuda" if cuda else "cpu") for _ in "ab")
@@ -84,12 +92,38 @@ class Counting:
         return batch
 
 
-def order_of(work: dict, grouped: bool, batch: int) -> list[int]:
-    """Row numbers: the warm ones, then one epoch of the rest by Trainer's own samplers, then more
-    than is timed: with the last step of a run Trainer ends, and ours validates and saves.
+def with_lengths(rows: list[dict]):
+    """A data set of these rows, with the column `length` that train.py sorts by."""
+    from datasets import Dataset
 
-    Its length grouping cuts a data set of a few batches into windows of a fourth of it; it is given
-    the whole as one window, as it would have on a data set of 50 batches and more.
+    return Dataset.from_list([row | {"length": len(row["input_ids"])} for row in rows])
+
+
+def time_predictions(config, rows: list[dict], predict):
+    """Seconds at the batch size of training and at --per_device_eval_batch_size."""
+    data = with_lengths(rows)
+    longest_first = data.sort("length", reverse=True)
+    for name, size in (
+        ("predict_seconds", config.per_device_train_batch_size),
+        ("predict_default_seconds", config.per_device_eval_batch_size),
+    ):
+        predict(longest_first.select(range(min(size, len(data)))), size)
+        begun = time.perf_counter()
+        predict(data, size)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        yield {name: time.perf_counter() - begun}
+
+
+# ---------------------------------------------------------------- the peers
+
+
+def order_of(work: dict, grouped: bool, batch: int) -> list[int]:
+    """Row numbers: the warm ones, one epoch of the work by Trainer's own samplers, and then more
+    than is timed, because Trainer's last step also ends the run, and ours validates and saves.
+
+    Trainer's length grouping cuts a data set of a few batches into windows of a fourth of it. Here
+    it gets the whole as one window, as it would have on a data set of 50 batches or more.
     """
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -103,7 +137,7 @@ def order_of(work: dict, grouped: bool, batch: int) -> list[int]:
 
 
 def start_as_in_the_tutorial(config, attention_dropout):
-    """Data set, tokenizer, token ids, model, as transformers' text classification guide has it."""
+    """Data set, tokenizer, token ids, model, as in transformers' text classification guide."""
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -111,10 +145,10 @@ def start_as_in_the_tutorial(config, attention_dropout):
     data = load_dataset(config.dataset, split="train")
     max_length = config.max_length
 
-    def tokenise(rows):
+    def tokenize(rows):
         return tokenizer(rows["text"], truncation=True, max_length=max_length)
 
-    data.map(tokenise, batched=True)
+    data.map(tokenize, batched=True)
     dropout = {} if attention_dropout is None else {"attention_dropout": attention_dropout}
     model = AutoModelForSequenceClassification.from_pretrained(
         config.model, num_labels=2, **dropout
@@ -122,7 +156,7 @@ def start_as_in_the_tutorial(config, attention_dropout):
     return tokenizer, model
 
 
-def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=False):
+def trainer(config, work, clock, grouped, attention_dropout=None, predicts=False):
     from datasets import Dataset
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
@@ -132,7 +166,7 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
 
     batch = config.per_device_train_batch_size
 
-    class Handed(Trainer):
+    class Ordered(Trainer):
         def _get_train_sampler(self, *_):
             return order_of(work, grouped, batch)
 
@@ -150,7 +184,7 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
         report_to="none",
         disable_tqdm=True,
     )
-    trainer = Handed(
+    trainer = Ordered(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(work["warm"] + work["work"]),
@@ -167,12 +201,12 @@ def trainer(config, work, clock, grouped, attention_dropout=None, evaluates=Fals
         trainer.args.per_device_eval_batch_size = size
         trainer.predict(rows)
 
-    if evaluates:
-        yield from evaluations(config, with_lengths(work["predict"]), predict)
+    if predicts:
+        yield from time_predictions(config, work["predict"], predict)
 
 
 def plain_loop(config, work, clock, attention_dropout=None):
-    """The loop of Accelerate's examples/nlp_example.py, which does not clip, on these reviews."""
+    """The loop of Accelerate's examples/nlp_example.py, which does not clip."""
     from accelerate import Accelerator
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -187,10 +221,9 @@ def plain_loop(config, work, clock, attention_dropout=None):
             examples, padding="longest", pad_to_multiple_of=multiple, return_tensors="pt"
         )
 
-    rows = Dataset.from_list(work["warm"] + work["work"])
     collator = Counting(collate_fn)
     loader = DataLoader(
-        rows,
+        Dataset.from_list(work["warm"] + work["work"]),
         sampler=order_of(work, False, config.per_device_train_batch_size),
         collate_fn=collator,
         batch_size=config.per_device_train_batch_size,
@@ -213,129 +246,114 @@ def plain_loop(config, work, clock, attention_dropout=None):
         yield clock.result() | {"shapes": collator.shapes}
 
 
-def take_away_from(train, what: str) -> None:
-    if what == "keep_freed_memory":
-        train.engines.keep_freed_memory = lambda: None
-    elif what == "fused AdamW":
-        fused = torch.optim.AdamW
-        torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
-    elif what == "no mask":
-        collate = train.Collator.__call__
-
-        def with_mask(self, rows):
-            batch = collate(self, rows)
-            return {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
-
-        train.Collator.__call__ = with_mask
+# ---------------------------------------------------------------- ours
 
 
-def ours(
-    config,
-    work,
-    clock,
-    order="group_by_length",
-    attention_dropout=0.0,
-    take_away="",
-    evaluates=False,
-):
+def ours(config, work, clock, ablate=lambda: None, predicts=False, **changes):
+    """train.py.
+
+    Args:
+        ablate: switches a feature off.
+        changes: of the config.
+    """
     import train
-    from data import BatchPlan
-    from eval import predict
+    from data import BatchPlan, eval_batches
+    from model import predict
+    from runtime.checkpoint import save_last
+    from runtime.engines import make_accelerator
 
-    class Handed(BatchPlan):
-        """The warm batches, the plan of the rest, and more steps than are timed: see order_of."""
+    ablate()
+    config = dataclasses.replace(config, eval_steps=10**9, **changes)
+    batch, warm = config.per_device_train_batch_size, len(work["warm"])
+
+    class Ordered(BatchPlan):
+        """The warm batches, the plan of the work, and more than is timed: see order_of."""
 
         def epoch(self, epoch):
-            warm = len(work["warm"])
-            rest = BatchPlan(self.lengths[warm:], self.batch_size, self.seed, order).epoch(epoch)
-            first = [torch.arange(i, i + batch).numpy() for i in range(0, warm, batch)]
-            return [*first, *(rows + warm for rows in rest), *first]
+            plan = BatchPlan(self.lengths[warm:], batch, self.seed, config.train_sampling_strategy)
+            first = [torch.arange(at, at + batch).numpy() for at in range(0, warm, batch)]
+            return [*first, *(rows + warm for rows in plan.epoch(epoch)), *first]
 
-    batch = config.per_device_train_batch_size
-    take_away_from(train, take_away)
-    config = dataclasses.replace(config, eval_steps=10**9, attention_dropout=attention_dropout)
-    run = train.prepare(config, train.make_accelerator(config))
-    counting = Counting(train.Collator(run.tokenizer))
-    train.Collator = lambda tokenizer: counting
-    run.train = with_lengths(work["warm"] + work["work"])
-    run.plan = Handed(run.train["length"][:], batch, config.seed)
+    run = train.set_up(config, make_accelerator(config))
+    collator = Counting(train.Collator(run.tokenizer))
+    train.Collator = lambda tokenizer: collator
+    run.train_set = with_lengths(work["warm"] + work["work"])
+    run.plan = Ordered(run.train_set["length"][:], batch, config.seed)
     run.plan.steps_per_epoch = run.total_steps = clock.last + 1
-    run.bar, run.started = clock, time.perf_counter()
-    train.start_anew(run)  # writes last/, as every start does
+    run.monitor.bar, run.monitor.started = clock, time.perf_counter()
+    save_last(run)  # as every new run does
     try:
         with run.stop:
             train.train(run)
     except Enough:
-        yield clock.result() | {"shapes": list(counting.shapes)}
-    if evaluates:
-        yield from evaluations(
-            config,
-            with_lengths(work["predict"]),
-            lambda rows, size: predict(run.model, rows, counting.collator, size, run.accelerator),
-        )
+        yield clock.result() | {"shapes": list(collator.shapes)}
+
+    def predict_all(rows, size):
+        batches = eval_batches(rows, size, 0, 1, collator.collator)
+        predict(run.model, batches, len(rows), run.accelerator)
+
+    if predicts:
+        yield from time_predictions(config, work["predict"], predict_all)
 
 
-def with_lengths(rows: list[dict]):
-    """The data set of them, with the column that ours sorts by."""
-    from datasets import Dataset
+def give_memory_back() -> None:
+    from runtime import engines
 
-    return Dataset.from_list([row | {"length": len(row["input_ids"])} for row in rows])
-
-
-def evaluations(config, rows, predict):
-    """Seconds at the batch size of training and at ours' own, after a batch of the longest."""
-    longest_first = rows.sort("length", reverse=True)
-    for name, size in (
-        ("predict_seconds", config.per_device_train_batch_size),
-        ("predict_default_seconds", config.per_device_eval_batch_size),
-    ):
-        predict(longest_first.select(range(min(size, len(rows)))), size)
-        yield {name: timed(lambda size=size: predict(rows, size))}
+    engines.keep_freed_memory = lambda: None
 
 
-def timed(work) -> float:
-    begun = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+def unfuse_adamw() -> None:
+    fused = torch.optim.AdamW
+    torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
+
+
+def always_mask() -> None:
+    from data import Collator
+
+    collate = Collator.__call__
+
+    def with_mask(self, rows):
+        batch = collate(self, rows)
+        return {"attention_mask": torch.ones_like(batch["input_ids"]), **batch}
+
+    Collator.__call__ = with_mask
 
 
 ARMS = {
-    "HF Trainer": partial(trainer, grouped=False, evaluates=True),
+    "HF Trainer": partial(trainer, grouped=False, predicts=True),
     "HF Trainer, length grouping": partial(trainer, grouped=True),
     "plain Accelerate loop": plain_loop,
     "HF Trainer, attention dropout 0": partial(trainer, grouped=False, attention_dropout=0.0),
     "HF Trainer, length grouping, attention dropout 0": partial(
         trainer, grouped=True, attention_dropout=0.0
     ),
-    "ours": partial(ours, evaluates=True),
+    "ours": partial(ours, predicts=True),
     "ours, accelerate launch": ours,
 }
-ABLATIONS = {  # one thing of ours taken away at a time, and once two that act on one another
-    "ours, random order": partial(ours, order="random"),
+ABLATIONS = {  # one feature off at a time, and once two that act on one another
+    "ours, random order": partial(ours, train_sampling_strategy="random"),
     "ours, attention dropout 0.1": partial(ours, attention_dropout=0.1),
-    "ours, freed memory given back": partial(ours, take_away="keep_freed_memory"),
+    "ours, freed memory given back": partial(ours, ablate=give_memory_back),
     "ours, attention dropout 0.1, freed memory given back": partial(
-        ours, attention_dropout=0.1, take_away="keep_freed_memory"
+        ours, attention_dropout=0.1, ablate=give_memory_back
     ),
-    "ours, AdamW not fused": partial(ours, take_away="fused AdamW"),
-    "ours, mask always": partial(ours, take_away="no mask"),
+    "ours, AdamW not fused": partial(ours, ablate=unfuse_adamw),
+    "ours, mask always": partial(ours, ablate=always_mask),
 }
 
 
 def main() -> None:
-    from config import Config, parse
+    from config import Config
+    from runtime.flags import parse
 
     arm, work, flags = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3:]
     config = parse(Config, flags)
     batch = config.per_device_train_batch_size
-    assert not len(work["warm"]) % batch
-    assert not len(work["work"]) % batch
-    warm, last = (len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch)
+    assert len(work["warm"]) % batch == len(work["work"]) % batch == 0
+    warm, last = len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch
     torch.manual_seed(config.seed)
     result = {}
-    for part in {**ARMS, **ABLATIONS}[arm](config, work, Clock(warm, last, float(work["begun"]))):
+    for part in (ARMS | ABLATIONS)[arm](config, work, Clock(warm, last, float(work["begun"]))):
         result |= part
     tokens = sum(len(row["input_ids"]) for row in work["work"])
     computed = sum(rows * longest for rows, longest in result.pop("shapes")[warm:last])

@@ -1,13 +1,14 @@
-"""After how many seconds of training has ours the validation accuracy that HF Trainer ends with?
+"""After how many seconds does train.py reach the validation accuracy that HF Trainer ends with?
 
     python bench/time_to_accuracy.py --every 10 --json FILE FLAGS OF train.py
 
-First Trainer as it comes (bench/peer_trainer.py: shuffled, the model's attention dropout of 0.1) to
-its last step. Then ours as it comes (length windows, attention dropout 0) with the same flags and
-schedule, looking at the same validation reviews every so many steps, in the middle of the schedule
-too. Seconds are of training alone, after start-up, without evaluations and saves, all batches
-taken as full. The answer is of one seed, as noisy as an accuracy on that many reviews (its standard
-error is given), and early by that noise, for the first of many looks is set against one final
+Trains HF Trainer with its defaults to its last step (bench/peer_trainer.py: shuffled, attention
+dropout 0.1), then train.py with its own (length windows, attention dropout 0) and the same flags,
+validated on the same texts after every --every steps. Seconds are of training alone: no start-up,
+evaluations or saves, and every batch counted as full.
+
+It is a result of one seed, as noisy as an accuracy on that many texts (its standard error is
+given), and too early by that noise, because the first of many accuracies is compared with one final
 value. Where Trainer has learnt nothing it means nothing.
 """
 
@@ -21,13 +22,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.accuracy import train
-from bench.machine import about_machine, this_command
-from processes import run_command
+from bench.accuracy import train_arm
+from bench.common import this_command, write_json
+from runtime.environment import describe_machine
+from runtime.processes import run_command
 
 
-def looks(folder: Path) -> list[dict]:
-    """Step, seconds of training so far and accuracy, at each validation of ours."""
+def validations(folder: Path) -> list[dict]:
+    """Step, seconds of training so far and accuracy, at each validation of train.py."""
     events = EventAccumulator(str(folder / "runs"), size_guidance={"scalars": 0}).Reload()
     given = json.loads((folder / "best" / "training_config.json").read_text())
     batch = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
@@ -45,24 +47,29 @@ def looks(folder: Path) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--every", type=int, default=50)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
-    result = {**about_machine(), "command": this_command(options.json)}
     often = [f"--logging_steps={options.every}", f"--validate_steps={options.every}"]
     with tempfile.TemporaryDirectory() as scratch:
         peer, own = Path(scratch) / "peer", Path(scratch) / "own"
-        train("HF Trainer", options.seed, peer, flags)
+        train_arm("HF Trainer", options.seed, peer, flags)
         theirs = json.loads((peer / "best" / "validation.json").read_text())
-        train("ours", options.seed, own, [*flags, *often, "--save_steps=999999"])
-        points = looks(own)
-    half_a_review = 0.5 / theirs["examples"]  # scalars are float32
-    least = theirs["accuracy"] - half_a_review
+        train_arm("ours", options.seed, own, [*flags, *often, "--save_steps=999999"])
+        points = validations(own)
+    half_a_text = 0.5 / theirs["examples"]  # scalars are float32
+    least = theirs["accuracy"] - half_a_text
     reached = [point for point in points if point["accuracy"] > least]
     error = (theirs["accuracy"] * (1 - theirs["accuracy"]) / theirs["examples"]) ** 0.5
-    result |= {
+    result = {
+        **describe_machine(),
+        "command": this_command(options.json),
         "HF Trainer": theirs,
         "standard_error_of_an_accuracy": error,
         "ours": points,
@@ -70,8 +77,7 @@ def main() -> None:
         "times_as_fast": theirs["seconds"] / reached[0]["seconds"] if reached else None,
     }
     print(json.dumps(result, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(options.json, result)
 
 
 if __name__ == "__main__":

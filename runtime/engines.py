@@ -56,7 +56,8 @@ def make_accelerator(config) -> Accelerator:
     precision = choose_precision(config.mixed_precision)
     if asked_for("DEEPSPEED") and not is_deepspeed_available():
         raise UserError(
-            "accelerate is configured for DeepSpeed, which is not installed; pip install deepspeed"
+            "accelerate is configured for DeepSpeed, which is not installed; "
+            "pip install -r requirements-deepspeed.txt"
         )
     accelerator = Accelerator(
         mixed_precision=precision,

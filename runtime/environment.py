@@ -37,13 +37,12 @@ def describe_environment(accelerator) -> dict:
     }
 
 
-def find_commit() -> str:
-    """Of the code that runs, with "modified" after it if tracked files differ; or "unknown"."""
+def find_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the code in `folder`, followed by "modified" if tracked files differ from it;
+    "unknown" outside git."""
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= modified"]
     try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):  # no git here
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or hangs
         return "unknown"
     return done.stdout.strip() or "unknown"

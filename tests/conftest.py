@@ -5,6 +5,8 @@ it was seen to fail ("Red: ...").
 """
 
 import os
+import re
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -146,3 +148,40 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def weights_of(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
     return load_file(folder / name / "model.safetensors")
+
+
+# ---------------------------------------------------------------- the demo
+
+SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
+
+
+def pytest_collection_finish(session):
+    """Start the README's first command if a test needs it: it runs beside the tests before."""
+    if any("demo" in getattr(item, "fixturenames", ()) for item in session.items):
+        session.config.demo = start_demo()
+
+
+def start_demo() -> tuple[tempfile.TemporaryDirectory, subprocess.Popen]:
+    """The command without its set-up, in a folder of its own; what it prints goes to said.txt."""
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(rf"^{re.escape(SET_UP)}(.*train.py.*)$", readme, re.M)[1]
+    train, evaluate = command.replace(".venv/bin", os.path.dirname(sys.executable)).split(" && ")
+    folder = tempfile.TemporaryDirectory(prefix="demo_")
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PARTS)):
+        Path(folder.name, path.name).symlink_to(path)
+    train += " --output_dir=run"
+    evaluate = evaluate.replace("demo/run", "run")
+    script = f"set -e; {train} >said.txt; {evaluate}"
+    return folder, subprocess.Popen(["sh", "-c", script], cwd=folder.name)
+
+
+PARTS = ("configs", "demo", "report", "runtime")
+
+
+@pytest.fixture(scope="session")
+def demo(request):
+    """(the folder of its run, what train.py printed)."""
+    folder, process = request.config.demo
+    assert process.wait(timeout=600) == 0
+    yield Path(folder.name, "run"), Path(folder.name, "said.txt").read_text()
+    folder.cleanup()

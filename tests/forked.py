@@ -18,11 +18,14 @@ from pathlib import Path
 
 import event_files
 
+ROOT = Path(__file__).parent.parent
 LIBRARIES = [
-    "accelerate",
+    "accelerate.commands.launch",
     "datasets",
     "evaluate",
     "tensorboard.backend.event_processing.event_accumulator",
+    "torch._dynamo",
+    "torch._functorch.aot_autograd",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.run",
@@ -38,7 +41,8 @@ context.set_forkserver_preload(LIBRARIES)
 
 
 def run_script(words: list[str], environment: dict, out: Path, err: Path) -> None:
-    """In the child: become `python SCRIPT FLAGS`."""
+    """In the child: become `python SCRIPT FLAGS`, started in the project's folder."""
+    os.chdir(ROOT)
     for path, stream in ((out, 1), (err, 2)):
         with path.open("ab") as file:
             os.dup2(file.fileno(), stream)
@@ -53,9 +57,12 @@ def run_script(words: list[str], environment: dict, out: Path, err: Path) -> Non
 class Forked:
     """One such process, with the methods of subprocess.Popen that tests use."""
 
-    def __init__(self, *words, **environment):
+    def __init__(self, *words, log: Path | None = None, **environment):
+        """`log`: a file for what it prints; default: what `communicate` returns."""
         self.folder = tempfile.TemporaryDirectory(prefix="forked_")
-        self.out, self.err = (Path(self.folder.name, name) for name in ("out", "err"))
+        self.out, self.err = (log or Path(self.folder.name, name) for name in ("out", "err"))
+        for path in (self.out, self.err):
+            path.touch()
         arguments = [*map(str, words)], {**os.environ, **environment}, self.out, self.err
         self.process = context.Process(target=run_script, args=arguments, daemon=True)
         self.process.start()
@@ -136,6 +143,13 @@ class Group:
         with contextlib.ExitStack() as stack:
             for member in self.members:
                 stack.push(member)
+
+
+def wait_until(true, timeout: float = 60) -> None:
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < timeout
+        time.sleep(0.02)
 
 
 def free_port() -> int:

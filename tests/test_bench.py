@@ -1,4 +1,4 @@
-"""What the measurements in bench/ rest on; the timings themselves are no tests."""
+"""What the measurements of bench/ are computed from; the timings themselves are not tested."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
 from bench.accuracy import compare
-from bench.packing import measure
+from bench.packing import check_packing
 from bench.speed import flops_of
 from bench.speed_arm import order_of
-from config import Config, parse
+from config import Config
+from runtime.flags import parse
 
 
 def test_model_flops_are_those_that_torch_counts_for_texts_of_each_length(tiny):
-    """Forward and backward, by torch's counter of every matrix product that runs. Its only surplus
-    would be padding, of which single texts have none.
+    """Forward and backward, by torch's counter of every matrix product that runs. It would count
+    padding, too, which single texts do not have.
 
-    Red: 2 for 4 in `attention`; `every` for `encoder` in `a_token`.
+    Red: 2 for 4 in `attention`; `every` for `encoder` in `per_token`.
     """
     model = AutoModelForSequenceClassification.from_pretrained(tiny, attn_implementation="eager")
     lengths = [1, 7, 30]
@@ -30,8 +31,8 @@ def test_model_flops_are_those_that_torch_counts_for_texts_of_each_length(tiny):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_a_peer_trains_on_every_handed_review_once(grouped):
-    """After the warm-up, and before what is not timed; grouping takes padding away.
+def test_a_peer_trains_on_every_text_of_the_work_once(grouped):
+    """After the warm-up, and before what is not timed; grouping reduces padding.
 
     Red: `torch.randint` for `randperm`; no `warm +`; `randperm` for the grouped too.
     """
@@ -46,20 +47,20 @@ def test_a_peer_trains_on_every_handed_review_once(grouped):
     assert padding < 0.25 if grouped else padding > 0.35
 
 
-def test_packed_reviews_have_the_logits_of_padded_ones(tiny, corpus, tmp_path):
+def test_packed_texts_have_the_logits_of_padded_ones(tiny, corpus, tmp_path):
     """bench/packing.py on CPU. Red: `places` from 1; `ends` off by one."""
     flags = SMALL_RUN | {"dataset": corpus, "model": tiny, "output_dir": tmp_path}
     config = parse(Config, [f"--{name}={value}" for name, value in flags.items()])
-    assert measure(config, "packed", 1)["largest_difference_of_a_logit"] < 1e-5
+    assert check_packing(config) < 1e-5
 
 
 def test_a_paired_comparison_counts_only_what_the_arms_differ_in():
-    """Two seeds, four reviews, by hand. Red: `std()` for `std(ddof=1)`."""
+    """Two seeds, four texts, by hand. Red: `std()` for `std(ddof=1)`."""
     a = np.array([[1, 1, 0, 0], [1, 0, 1, 0]], dtype=bool)
     b = np.array([[1, 0, 0, 0], [1, 0, 0, 1]], dtype=bool)
     found = compare(a, b)
     assert found["difference"] == pytest.approx(1 / 8)
     assert found["right_only"] == [2, 1]
-    by_review, by_seed = [0, 0.5, 0.5, -0.5], [0.25, 0.0]
-    assert found["standard_error_over_reviews"] == pytest.approx(np.std(by_review, ddof=1) / 2)
+    by_text, by_seed = [0, 0.5, 0.5, -0.5], [0.25, 0.0]
+    assert found["standard_error_over_reviews"] == pytest.approx(np.std(by_text, ddof=1) / 2)
     assert found["standard_error_over_seeds"] == pytest.approx(np.std(by_seed, ddof=1) / 2**0.5)

@@ -11,17 +11,16 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
+import accelerate.commands.launch
 import kill_harness
 import pytest
 import torch
 from conftest import ROOT, scalars, train_small, weights_of
 from events import before_update, dying_at
+from forked import Forked, wait_until
 from test_folders import holder
 from test_loop import assert_same_bits
 from transformers import PreTrainedTokenizerBase
@@ -190,13 +189,15 @@ def test_the_death_of_the_launcher_counts_as_sigterm(monkeypatch):
     assert raised.value.signal == signal.SIGTERM
 
 
-def test_a_second_ctrl_c_ends_the_process_at_once():
+def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
     """And what torchrun doubles, the same one within half a second, does not.
 
     Red: `ask` without its second branch; no half a second.
     """
-    code = (
-        "import signal, time\n"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import signal, sys, time\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from runtime.processes import Stop\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with Stop(1):\n"
@@ -204,9 +205,10 @@ def test_a_second_ctrl_c_ends_the_process_at_once():
         "    print('alive', flush=True); time.sleep(0.6)\n"
         "    signal.raise_signal(signal.SIGINT); print('alive', flush=True)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == "alive\n"
+    with Forked(script) as process:
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+    assert said == "alive\n"
 
 
 def test_a_signal_that_was_ignored_stays_so():
@@ -226,20 +228,20 @@ def test_the_handlers_of_before_are_back_afterwards(run):
 
 def test_a_launcher_that_is_killed_takes_the_training_with_it_saved(tiny, corpus, tmp_path):
     """`accelerate launch` as it is, by SIGKILL. Red: no look at getppid."""
-    words = [sys.executable, "-m", "accelerate.commands.launch", str(ROOT / "train.py")]
+    words = [ROOT / "train.py"]
     words += [f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path}"]
     words += ["--max_length=32", "--max_steps=1000000", "--num_threads=1", "--eval_steps=1000000"]
     words += ["--validate_steps=1000000", "--logging_steps=1000000", "--save_steps=1000000"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as launcher:
-        assert launcher.stdout.readline().startswith(b"starting")
+    with Forked(accelerate.commands.launch.__file__, *words) as launcher:
+        wait_until(lambda: launcher.out.read_text().startswith("starting"))
         time.sleep(1)
         child = int((tmp_path / ".lock").read_text().split()[1])
         launcher.kill()
-        if_it_lives_on = threading.Timer(30, os.kill, (child, signal.SIGKILL))
-        if_it_lives_on.start()
-        rest = launcher.stdout.read()  # until train.py, which inherited it, has ended
-        if_it_lives_on.cancel()
-    assert b"stopped at step" in rest
+        try:
+            wait_until(lambda: "stopped at step" in launcher.out.read_text())
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
     folders.verify_folder(tmp_path / "last")
     assert 0 < stands(tmp_path)["step"] < 1000000
 
@@ -250,18 +252,21 @@ def test_a_launcher_that_is_killed_takes_the_training_with_it_saved(tiny, corpus
 def test_kills_at_file_operations_and_moments_change_no_bit(tmp_path):
     """Invariant 3 on processes: one chain of bench/kill.py, which does it two hundred times.
 
-    Red: last/ written without its sums; `if folder.exists(): shutil.rmtree(folder)` in write.
+    Red: last/ written without its sums; `shutil.rmtree(folder)` before `exchange` in write_folder.
     """
     job = kill_harness.JOB | {"max_steps": 40, "validate_steps": 10, "max_validation_samples": 100}
     kills = [
         {"place": "saving best/", "n": 14, "delay": 0},
-        {"place": "saving last/", "n": 30, "delay": 0},
+        {"place": "saving last/", "n": 24, "delay": 0},
         {"moment": 0.3, "from": "step"},
     ]
-    (tmp_path / "whole").mkdir()
-    whole = kill_harness.Job(tmp_path / "whole", job)
+
+    def spawn(words, log):
+        return Forked(*words, log=log)
+
+    whole = kill_harness.Job(tmp_path / "whole", job, spawn)
     whole.run()
-    killed, end = kill_harness.chain(tmp_path / "chain", job, kills)
+    killed, end = kill_harness.chain(tmp_path / "chain", job, kills, spawn)
     assert killed[:2] == [(kind := "file operation", "saving best/"), (kind, "saving last/")]
     assert end == whole.end()
 

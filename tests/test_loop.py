@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import subprocess
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from peers import compare
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, get_scheduler
 
+import eval as evaluation
 import train
 from config import Config
 from model import Scores
+from runtime.environment import find_commit
 from runtime.flags import UserError, parse
 
 
@@ -244,6 +248,33 @@ def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     reference = weights_of(best.parent, "best")
     assert all(torch.equal(tensor, reference[key]) for key, tensor in model.state_dict().items())
+
+
+def test_what_ran_where_is_recorded_with_the_result(train_command):
+    """In best/, last/ and the report. Red: `environment` left out of one of the three."""
+    output = train_command(max_steps=2)
+    evaluation.main([f"--ckpt={output / 'best'}", "--num_threads=1"])
+    files = ("best/training_config.json", "last/progress.json", "best/report_test.json")
+    settings, state, report = (json.loads((output / name).read_text()) for name in files)
+    trained = settings["environment"]
+    assert trained == state["environment"] == report["training_environment"]
+    assert trained["versions"]["torch"] == torch.__version__
+    wanted = {"device": "cpu", "threads": 1, "processes": 1, "precision": "no"}
+    for environment in (trained, report["environment"]):
+        assert wanted.items() <= environment.items()
+        assert environment["commit"] == find_commit()
+
+
+def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
+    """Red: `--dirty` left out of the command."""
+    assert find_commit(tmp_path) == "unknown"
+    (tmp_path / "a").write_text("1")
+    user = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
+    for words in (["init", "-q"], ["add", "a"], [*user, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    assert re.fullmatch("[0-9a-f]{40}", commit := find_commit(tmp_path))
+    (tmp_path / "a").write_text("2")
+    assert find_commit(tmp_path) == f"{commit} modified"
 
 
 def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(

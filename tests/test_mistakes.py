@@ -17,14 +17,13 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_rows, write_csv
+from conftest import make_rows, write_csv
 from datasets import ClassLabel, Dataset, Features, Value
+from forked import Forked
 
 import eval as evaluation
 import train
@@ -1102,18 +1101,14 @@ def test_a_long_value_leaves_a_line_readable():
 
 @pytest.fixture(scope="module")
 def processes(tiny, corpus, tmp_path_factory):
-    """Commands as a shell runs them, side by side: flags -> (status, stdout, stderr)."""
+    """Commands as processes of their own: name -> (status, stdout, stderr)."""
     broken = tmp_path_factory.mktemp("broken") / "x.jsonl"
     broken.write_text(jsonl(*PAIRS)[:-15])  # datasets logs an error of its own for it
     commands = {
         "train": ["train.py", *good_flags(tiny, corpus), f"--dataset={broken}"],
         "eval": ["eval.py", "--ckpt=/no/such/folder"],
     }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    running = {
-        name: subprocess.Popen([sys.executable, *words], cwd=ROOT, **pipes)
-        for name, words in commands.items()
-    }
+    running = {name: Forked(*words) for name, words in commands.items()}
     ends = {name: process.communicate(timeout=120) for name, process in running.items()}
     return {name: (running[name].returncode, *ends[name]) for name in running}
 

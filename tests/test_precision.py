@@ -114,7 +114,7 @@ def test_an_fp16_run_that_diverges_ends(fp16, train_command, tmp_path, monkeypat
 
 def test_a_compiled_model_trains_alike(train_command, tmp_path, monkeypatch):
     """To rounding, with lengths that vary; `best/` has the plain names. Compiled without inductor,
-    which takes minutes (bench/compiled.py has it).
+    which takes minutes (bench/compiled.py of commit 760e513 has it).
 
     Red: no model.compile in prepare; `torch.compile(model)` (its names begin with _orig_mod).
     """

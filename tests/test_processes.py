@@ -4,15 +4,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
+import torch.distributed.run
 from conftest import ROOT, scalars, weights_of
 from events import dying_at
-from forked import Group, free_port
+from forked import Forked, Group, free_port, wait_until
 from safetensors.torch import load_file
 from test_loop import assert_same_bits
 
@@ -33,12 +32,10 @@ FLAGS = [
 ]
 
 
-def torchrun(processes: int, script: str, *flags: str) -> subprocess.Popen:
+def torchrun(processes: int, script: str, *flags: str) -> Forked:
     """`accelerate launch --cpu --num_processes 2` starts one process unless MPI is there."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc_per_node={processes}", str(ROOT / script), *flags]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env={**os.environ, "ACCELERATE_USE_CPU": "1"}, **pipes)
+    words = ["--standalone", f"--nproc_per_node={processes}", ROOT / script, *flags]
+    return Forked(torch.distributed.run.__file__, *words, ACCELERATE_USE_CPU="1")
 
 
 def launch(processes: int, script: str, *flags: str) -> str:
@@ -56,7 +53,7 @@ def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, c
 
     Red: `* accumulation` or `* processes` left out; a share dealt twice; a rate of step + 1.
     """
-    rows = dealing.launch(processes, sizes=(size,))
+    rows = dealing.launch(processes, sizes=(size,), run=launch)
     mixes = [row for row in rows if "loop" in row]
     assert len(mixes) == count
     for row in mixes:
@@ -263,7 +260,7 @@ def test_texts_are_tokenised_once_for_all_processes(tiny, corpus, tmp_path):
 
 def test_a_compiled_model_trains_alike_on_two_processes(one_process, tmp_path):
     """With lengths that vary, under DDP. Without inductor, which alone fails with optimize_ddp left
-    on: bench/compiled.py has it. Red: `loss` without `* processes`."""
+    on (bench/compiled.py of commit 760e513). Red: `loss` without `* processes`."""
     flags, one, _ = one_process
     fast = (
         "import torch\n"
@@ -289,20 +286,12 @@ def test_two_machines_are_one_run(one_process, tmp_path):
     port = free_port()
     machines = []
     for rank in (0, 1):
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nnodes=2",
-            "--nproc_per_node=1",
-        ]
-        command += [f"--node_rank={rank}", "--rdzv_backend=c10d", "--rdzv_id=two"]
-        command += [f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{rank + 1}"]
-        command += [str(ROOT / "train.py"), *flags, "--per_device_train_batch_size=4"]
-        command += [f"--output_dir={tmp_path / f'machine{rank}'}"]
-        env = {**os.environ, "ACCELERATE_USE_CPU": "1", "HF_HOME": str(tmp_path / f"hf{rank}")}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        machines.append(subprocess.Popen(command, env=env, **pipes))
+        words = ["--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}", "--rdzv_backend=c10d"]
+        words += ["--rdzv_id=two", f"--rdzv_endpoint=127.0.0.1:{port}"]
+        words += [f"--local_addr=127.0.0.{rank + 1}", ROOT / "train.py", *flags]
+        words += ["--per_device_train_batch_size=4", f"--output_dir={tmp_path / f'machine{rank}'}"]
+        own = {"ACCELERATE_USE_CPU": "1", "HF_HOME": str(tmp_path / f"hf{rank}")}
+        machines.append(Forked(torch.distributed.run.__file__, *words, **own))
     said = [machine.communicate(timeout=120) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-3000:]
     assert "steps of 8 texts" in said[0][0]
@@ -354,10 +343,7 @@ def saved_step(folder) -> int:
 
 
 def wait_for_save(folder, after: int) -> None:
-    begun = time.monotonic()
-    while saved_step(folder) <= after:
-        assert time.monotonic() - begun < 120
-        time.sleep(0.02)
+    wait_until(lambda: saved_step(folder) > after, timeout=120)
 
 
 def test_what_fails_on_the_main_process_fails_on_all(tmp_path):
