@@ -1,21 +1,22 @@
 """Every choice of a run: its name, default, unit and reason. All of them are command-line flags.
 
-In: nothing. Out: `Config` (train.py) and `EvalConfig` (eval.py), frozen. runtime/flags.py parses.
-Independent of: how flags are parsed, torch, disks.
+In: nothing. Out: `Config` (train.py) and `EvalConfig` (eval.py), into which runtime/flags.py parses
+the command line. Independent of: how it does so, torch, disks.
 """
 
 import dataclasses
 
 from runtime.flags import (
     ABOVE_0,
-    ABOVE_0_TO_1,
+    ABOVE_0_UP_TO_1,
     AT_LEAST_0,
     AT_LEAST_1,
-    INSIDE_0_1,
-    MINUS_1_OR_MORE,
+    BETWEEN_0_AND_1,
+    FROM_0_BELOW_1,
+    MINUS_1_OR_ABOVE_0,
     SEED,
-    SHARE,
     SHARE_OR_STEPS,
+    adjustable,
     flag,
     one_of,
 )
@@ -23,7 +24,11 @@ from runtime.flags import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run. Names are those of transformers' TrainingArguments where the meaning is."""
+    """A training run.
+
+    A flag that means the same as in transformers' TrainingArguments has the same name, but for
+    eval_steps: here it is about a sample, and validate_steps about the whole validation split.
+    """
 
     # Data
     dataset: str = flag("stanfordnlp/imdb", "Hub name, folder, or CSV / JSON lines / Parquet file")
@@ -32,8 +37,8 @@ class Config:
     text_column: str = flag("text", "column that holds the text")
     label_column: str = flag("label", "column of class labels: names, integers or strings")
     train_split: str = flag("train", "split to train on; a part of it becomes the validation split")
-    test_split: str = flag("test", "split for eval.py; train.py never opens it", None, False)
-    validation_size: float = flag(0.3, "share of the training split to validate on", INSIDE_0_1)
+    test_split: str = adjustable("test", "split for eval.py; train.py never opens it")
+    validation_size: float = flag(0.3, "share of that split to validate on", BETWEEN_0_AND_1)
     validation_seed: int = flag(0, "seed of that split; independent of --seed", SEED)
     max_train_samples: int | None = flag(None, "train on at most N texts, stratified", AT_LEAST_1)
     max_validation_samples: int | None = flag(None, "the same for validation", AT_LEAST_1)
@@ -47,15 +52,16 @@ class Config:
         "what is kept of a longer text; head_tail: a quarter from its start, the rest from its end",
         one_of("head", "tail", "head_tail"),
     )
-    attention_dropout: float = flag(0.0, "above 0, no fused attention kernel runs on CPU", SHARE)
-    dropout: float | None = flag(None, "every other dropout; default: the model's own", SHARE)
+    attention_dropout: float = flag(0.0, "above 0: no fused attention on CPU", FROM_0_BELOW_1)
+    dropout: float | None = flag(None, "every other dropout; default: the model's", FROM_0_BELOW_1)
 
     # Optimization
     num_train_epochs: float = flag(3.0, "passes over the training split", ABOVE_0)
-    max_steps: int = flag(-1, "number of updates; -1: by --num_train_epochs", MINUS_1_OR_MORE)
-    per_device_train_batch_size: int = flag(16, "texts per process and pass", AT_LEAST_1, False)
-    per_device_eval_batch_size: int = flag(64, "the same in evaluation", AT_LEAST_1, False)
-    gradient_accumulation_steps: int = flag(1, "forward passes per update", AT_LEAST_1, False)
+    max_steps: int = flag(-1, "number of updates; -1: by --num_train_epochs", MINUS_1_OR_ABOVE_0)
+    # Their product and the number of processes make the global batch, which a resumed run keeps.
+    per_device_train_batch_size: int = adjustable(16, "texts per process and pass", AT_LEAST_1)
+    gradient_accumulation_steps: int = adjustable(1, "forward passes per update", AT_LEAST_1)
+    per_device_eval_batch_size: int = adjustable(64, "texts per pass in evaluation", AT_LEAST_1)
     train_sampling_strategy: str = flag(
         "group_by_length",
         "group_by_length batches texts of like length; random is plain shuffling",
@@ -63,28 +69,23 @@ class Config:
     )
     learning_rate: float = flag(2e-5, "peak rate; small models such as MiniLM need 1e-4", ABOVE_0)
     lr_scheduler_type: str = flag("linear", "after warm-up", one_of("linear", "cosine", "constant"))
-    warmup_steps: float = flag(0.06, "updates; below 1: a share of all updates", SHARE_OR_STEPS)
+    warmup_steps: float = flag(0.06, "updates of warm-up; below 1: a share of all", SHARE_OR_STEPS)
     weight_decay: float = flag(0.01, "for weight matrices; biases and norms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip the gradient to this norm; 0: no clipping", AT_LEAST_0)
     seed: int = flag(42, "of the new head, the order of texts and the dropout", SEED)
 
     # Output
-    output_dir: str = flag(".", "holds best/, last/ and runs/", changes_result=False)
-    overwrite: bool = flag(False, "delete the run in --output_dir first", changes_result=False)
-    logging_steps: int = flag(50, "steps between scalars", AT_LEAST_1, False)
-    eval_steps: int = flag(50, "steps between evaluations on --eval_samples", AT_LEAST_1, False)
-    eval_samples: int = flag(150, "validation examples in such an evaluation", AT_LEAST_1, False)
-    save_steps: int = flag(200, "steps between writes of last/", AT_LEAST_1, False)
-    max_save_share: float = flag(
-        0.02,
-        "largest share of the time for writing last/; if writes take more, they come less often",
-        ABOVE_0_TO_1,
-        False,
+    output_dir: str = adjustable(".", "holds best/, last/ and runs/")
+    overwrite: bool = adjustable(False, "delete the run in --output_dir first")
+    logging_steps: int = adjustable(50, "steps between scalars", AT_LEAST_1)
+    eval_steps: int = adjustable(50, "steps between evaluations on --eval_samples", AT_LEAST_1)
+    eval_samples: int = adjustable(150, "validation texts in such an evaluation", AT_LEAST_1)
+    save_steps: int = adjustable(200, "steps between writes of last/", AT_LEAST_1)
+    max_save_share: float = adjustable(
+        0.02, "largest share of the time for writing last/; above it, writes wait", ABOVE_0_UP_TO_1
     )
     validate_steps: int | None = flag(
-        None,
-        "steps between validations on the whole split, which choose best/; default: an epoch",
-        AT_LEAST_1,
+        None, "steps between full validations, which choose best/; default: an epoch", AT_LEAST_1
     )
 
     # Machine
@@ -93,9 +94,7 @@ class Config:
         "auto: what accelerate's launcher or config file says, else bf16 where the GPU has it",
         one_of("auto", "no", "fp16", "bf16"),
     )
-    num_threads: int | None = flag(
-        None, "CPU threads; default: cores / processes", AT_LEAST_1, False
-    )
+    num_threads: int | None = adjustable(None, "CPU threads; default: cores/processes", AT_LEAST_1)
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
     full_determinism: bool = flag(False, "use deterministic GPU kernels; slower")
 
@@ -104,7 +103,7 @@ class Config:
 class EvalConfig:
     """An evaluation. What is not given comes from the checkpoint's `training_config.json`."""
 
-    ckpt: str = flag("best", "folder that train.py wrote, or any saved classifier")
+    ckpt: str = flag("best", "best/, or another folder of a saved classifier")
     text: tuple[str, ...] = flag((), "a text to classify; may be repeated")
     input: str | None = flag(None, "CSV / JSON lines / Parquet file of texts to classify")
     output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl or .parquet")
@@ -117,5 +116,5 @@ class EvalConfig:
     max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
     report: str | None = flag(None, "default: report_test.json beside the weights")
-    overwrite: bool = flag(False, "replace an --output or a report of something else")
+    overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

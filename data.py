@@ -1,6 +1,6 @@
 """Labelled text to padded batches: splits, token ids, and the batch plan that decides every step.
 
-In: a labelled table, a tokenizer, a seed. Out: tokenized splits, and loaders over them.
+In: a data set's name, a tokenizer, a seed. Out: tokenized splits, and loaders over them.
 Independent of: weights, optimizers, devices.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from datasets import config as caching
+from datasets import config as datasets_config
 from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
@@ -24,33 +24,37 @@ from runtime.tables import column, label_rows, read_table
 
 
 def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (the part, the rest), ascending; each class has its share to within one row.
+    """Row numbers (the part, the rest), ascending. If enough texts are unique, the part has `size`
+    rows, and each class its proportion of them to within one row.
 
     Equal texts stay on one side: 97 of IMDb's training reviews occur twice, and a copy in the
     validation split would be scored from memory. A text goes to the part if all its copies fit
-    into the quotas of their classes, so sizes are exact if unique texts can fill the quotas.
+    into the quotas of their classes.
 
     Args:
-        texts: a hashable per row; rows of one hash count as equal.
+        texts: a hashable per row, of which equal ones stay together; None: all are unique.
     """
     labels = np.asarray(labels)
     quota = share_out(np.bincount(labels), size)
-    copies = {}  # hash -> its rows, mostly one
-    for row, text in enumerate(map(hash, texts) if texts is not None else range(len(labels))):
-        copies.setdefault(text, []).append(row)
-    groups, class_of = list(copies.values()), labels.tolist()
+    copies = {}  # text -> its rows, mostly one, in the order of the first
+    keys = range(len(labels)) if texts is None else map(hash, texts)  # salted, but only compared
+    for row, key in enumerate(keys):
+        copies.setdefault(key, []).append(row)
+    groups = list(copies.values())
+    class_of = labels.tolist()
     part = np.zeros(len(labels), dtype=bool)
     for index in np.random.default_rng(seed).permutation(len(groups)):
-        need = [class_of[row] for row in groups[index]]
-        if all(quota[label] >= need.count(label) for label in set(need)):
-            part[groups[index]] = True
-            for label in need:
+        rows = groups[index]
+        classes = [class_of[row] for row in rows]
+        if all(quota[label] >= classes.count(label) for label in set(classes)):
+            part[rows] = True
+            for label in classes:
                 quota[label] -= 1
     return np.flatnonzero(part), np.flatnonzero(~part)
 
 
 def share_out(counts: np.ndarray, size: int) -> list[int]:
-    """`size` rows over the classes in proportion to `counts`, by largest remainder."""
+    """Rows per class, `size` in all, in proportion to `counts` (largest remainder method)."""
     exact = counts * size / counts.sum()
     quota = np.floor(exact).astype(int)
     largest_remainders = np.argsort(-(exact - quota), kind="stable")
@@ -60,34 +64,37 @@ def share_out(counts: np.ndarray, size: int) -> list[int]:
 
 def load_splits(config, tokenizer) -> list[Dataset]:
     """[train, validation] of the training split, as token ids."""
-    where = config.dataset, config.train_split, config.dataset_config_name, config.dataset_revision
-    labelled = label_rows(read_table(*where), config.text_column, config.label_column)
-    parts = split_validation(labelled, config)
-    return [tokenize(part, tokenizer, config.max_length, config.truncation) for part in parts]
+    source = config.dataset, config.train_split, config.dataset_config_name, config.dataset_revision
+    labelled = label_rows(read_table(*source), config.text_column, config.label_column)
+    sides = split_validation(labelled, config)
+    return [tokenize(side, tokenizer, config.max_length, config.truncation) for side in sides]
 
 
 def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
-    """(train, validation) of a labelled split; IMDb gives the published 17,500 and 7,500."""
-    seed, share = config.validation_seed, config.validation_size
+    """(train, validation) of a labelled split; of IMDb by default 17,500 and 7,500 texts."""
+    seed = config.validation_seed
     texts = (text for chunk in column(data, "text").chunks for text in chunk.to_pylist())
     labels = column(data, "labels").to_numpy()
-    validation, train = stratified_part(labels, round(len(data) * share), seed, texts)
-    parts = []
-    for side, rows in (("train", train), ("validation", validation)):
-        whole, limit = data.select(rows), getattr(config, f"max_{side}_samples")
-        part = sample(whole, limit, seed)
-        require_every_class(data, whole, side, f"--validation_size {share}")
-        require_every_class(data, part, side, f"--max_{side}_samples {limit}")
-        parts.append(part)
-    return tuple(parts)
+    size = round(len(data) * config.validation_size)
+    validation, train = stratified_part(labels, size, seed, texts)
+    sides = []
+    for name, rows, limit in (
+        ("train", train, config.max_train_samples),
+        ("validation", validation, config.max_validation_samples),
+    ):
+        side = data.select(rows)
+        require_every_class(data, side, name, f"--validation_size {config.validation_size}")
+        sides.append(sample(side, limit, seed))
+        require_every_class(data, sides[-1], name, f"--max_{name}_samples {limit}")
+    return tuple(sides)
 
 
-def require_every_class(data: Dataset, part: Dataset, side: str, given: str) -> None:
-    """Raises `UserError` if a class of `data` has no text in `part`, blaming the flag `given`."""
-    missing = np.setdiff1d(column(data, "labels"), column(part, "labels"))
+def require_every_class(data: Dataset, side: Dataset, name: str, given: str) -> None:
+    """Raises `UserError` if a class of `data` has no text in `side`, blaming the flag `given`."""
+    missing = np.setdiff1d(column(data, "labels"), column(side, "labels"))
     if len(missing):
         raise UserError(
-            f"{given}: of {len(data)} texts the {side} split gets none of class "
+            f"{given}: of {len(data)} texts the {name} split gets none of class "
             f"{data.features['labels'].names[missing[0]]!r}; give more texts, or another value"
         )
 
@@ -105,24 +112,23 @@ def sample(data: Dataset, size: int | None, seed: int) -> Dataset:
 def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head") -> Dataset:
     """Columns `input_ids` (at most `max_length` of them), `length`, and `labels` if there were any.
 
-    Cached on disk under a fingerprint of (texts, tokenizer, max_length, truncation). It is our own:
-    the one that datasets derives hashes the tokenizer's mutable state and misses from run to run.
+    Sets the tokenizer's `truncation_side`, which is saved with it. The token ids are cached on disk
+    under a fingerprint of (texts, tokenizer, max_length, truncation), computed here because the
+    one of datasets includes the tokenizer's mutable state, and so misses from run to run.
     """
     tokenizer.truncation_side = "left" if truncation == "tail" else "right"
-    whole = truncation == "head_tail"  # no tokenizer cuts in the middle
-    limit = {} if whole else {"truncation": True, "max_length": max_length}
+    cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
+    limit = {} if cut_later else {"truncation": True, "max_length": max_length}
 
     def encode(batch):
         encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False, **limit)
         ids = [cut_middle(row, max_length) for row in encoded["input_ids"]]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
-    forget_calls(tokenizer)  # the state of its last call is not part of its identity
-    identity = tokenizer.backend_tokenizer.to_str()
-    key = Hasher.hash(
-        (data._fingerprint, type(tokenizer).__name__, identity, max_length, truncation)
-    )
-    folder = Path(caching.HF_DATASETS_CACHE) / "token_ids"
+    forget_calls(tokenizer)
+    state = tokenizer.backend_tokenizer.to_str()
+    key = Hasher.hash((data._fingerprint, type(tokenizer).__name__, state, max_length, truncation))
+    folder = Path(datasets_config.HF_DATASETS_CACHE) / "token_ids"
     folder.mkdir(parents=True, exist_ok=True)
     ids = data.map(
         encode,
@@ -132,7 +138,7 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         # Without a name, `map` of a table in memory would keep the result in memory.
         cache_file_name=str(folder / f"{key}.arrow"),
     )
-    forget_calls(tokenizer)  # and must not be saved in best/, which would depend on the cache
+    forget_calls(tokenizer)  # or best/ would save this call's truncation, if nothing was cached
     return ids
 
 
@@ -140,7 +146,8 @@ def cut_middle(ids: list[int], max_length: int) -> list[int]:
     """The ids, if too many, without their middle: of 512, [CLS] + 128 and 382 + [SEP] are kept (Sun
     et al., arXiv:1905.05583)."""
     head = max_length // 4 + 1
-    return ids if len(ids) <= max_length else ids[:head] + ids[head - max_length :]
+    tail = max_length - head
+    return ids if len(ids) <= max_length else ids[:head] + ids[len(ids) - tail :]
 
 
 def forget_calls(tokenizer) -> None:
@@ -155,7 +162,9 @@ def forget_calls(tokenizer) -> None:
 def plan_epoch(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, window: int
 ) -> list[np.ndarray]:
-    """The optimizer batches of one epoch (from 0) as arrays of row numbers: a pure function.
+    """The optimizer batches of one epoch (from 0), as arrays of row numbers.
+
+    It depends on its arguments alone, so any process can compute it at any time.
 
     Shuffle; cut into windows of `window` batches; sort each by length and cut it into batches;
     shuffle the batches. A batch then holds texts of similar length, so little of it is padding
@@ -169,16 +178,14 @@ def plan_epoch(
         window: number of batches within which texts are sorted.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    batches = -(-len(lengths) // batch_size)
-    small, larger = divmod(len(lengths), batches)
-    ends = np.cumsum(np.full(batches, small) + (np.arange(batches) < larger))
-    starts = np.concatenate([[0], ends[:-1]])
-    # One stable sort by (window, length) does all windows at once.
-    windows = np.repeat(np.arange(batches) // window, ends - starts)
-    order = order[np.argsort(windows * (lengths.max() + 1) + lengths[order], kind="stable")]
-    shuffled = rng.permutation(batches)
-    return [order[start:end] for start, end in zip(starts[shuffled], ends[shuffled], strict=True)]
+    batches = np.array_split(rng.permutation(len(lengths)), -(-len(lengths) // batch_size))
+    plan = []
+    for start in range(0, len(batches), window):
+        unsorted = batches[start : start + window]
+        rows = np.concatenate(unsorted)
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        plan += np.array_split(rows, len(unsorted))
+    return [plan[index] for index in rng.permutation(len(plan))]
 
 
 class BatchPlan:
@@ -190,34 +197,35 @@ class BatchPlan:
     def __init__(self, lengths, batch_size: int, seed: int, strategy: str = "group_by_length"):
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
-        self.seed = seed
-        self.window = {"group_by_length": 50, "random": 1}[strategy]
         self.steps_per_epoch = -(-len(self.lengths) // batch_size)
-        self.epoch = lru_cache(maxsize=2)(self.epoch)  # a cache that dies with this plan
-
-    def epoch(self, epoch: int) -> list[np.ndarray]:
-        return plan_epoch(self.lengths, self.batch_size, self.seed, epoch, self.window)
+        window = {"group_by_length": 50, "random": 1}[strategy]
+        # Two epochs are kept, because the steps of a log window may lie in two.
+        self.epoch = lru_cache(maxsize=2)(
+            lambda epoch: plan_epoch(self.lengths, batch_size, seed, epoch, window)
+        )
 
     def __getitem__(self, step: int) -> np.ndarray:
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         return self.epoch(epoch)[position]
 
     def count(self, steps: range, parts: int) -> dict[str, int]:
-        """Texts of those steps, their tokens, and the same with padding if dealt into `parts`."""
+        """The texts and tokens of those steps, and their tokens with padding if each batch is dealt
+        into so many parts."""
         dealt = [part for step in steps for part in deal(self[step], parts) if len(part)]
         lengths = [self.lengths[part] for part in dealt]
         return {
-            "texts": sum(map(len, lengths)),
-            "tokens": int(sum(of.sum() for of in lengths)),
-            "padded_tokens": int(sum(len(of) * of.max() for of in lengths)),
+            "texts": sum(len(part) for part in lengths),
+            "tokens": int(sum(part.sum() for part in lengths)),
+            "padded_tokens": int(sum(len(part) * part.max() for part in lengths)),
         }
 
 
 def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
     """One optimizer batch, cut into processes x accumulation parts; a part may be empty.
 
-    A batch is sorted by length, and neighbouring parts go to the processes of one accumulation
-    step, so no process waits for the long texts of another.
+    With two processes and accumulation 2, process 0 computes parts 0 and 2, process 1 parts 1 and
+    3. A batch is sorted by length, so texts that are computed at the same time are similar in
+    length, and no process waits for another.
     """
     return np.array_split(batch, parts)
 
@@ -230,9 +238,9 @@ class Collator(DataCollatorWithPadding):
     """Rows (`input_ids`, `labels`) to tensors: (rows, longest) token ids and (rows,) labels.
 
     Without `attention_mask` if nothing is padded: the mask costs a device sync per forward pass
-    (`mask.all()`) and rules out the flash kernel. An empty list (a process for which a step has no
-    example must still take part in the all-reduce) becomes one text of label -100, which
-    cross-entropy ignores.
+    (`mask.all()`) and rules out the flash kernel. An empty list becomes one text of label -100,
+    which cross-entropy ignores: every process must take part in the exchange of gradients, also
+    one that has no text in a step.
     """
 
     return_tensors: str | None = None  # for "pt", transformers 5.23 visits each token in Python
@@ -262,22 +270,25 @@ def make_loader(data: Dataset, batches, collator) -> DataLoader:
 
 
 def train_loader(
-    data, plan, steps: range, accumulation: int, process: int, processes: int, collator
-):
-    """This process's share of those steps: `accumulation` batches per step."""
+    data: Dataset, plan: BatchPlan, steps: range, accumulation: int, tokenizer, accelerator
+) -> DataLoader:
+    """This process's part of those steps: `accumulation` batches per step."""
+    process, processes = accelerator.process_index, accelerator.num_processes
     parts = (deal(plan[step], accumulation * processes)[process::processes] for step in steps)
     batches = (part.tolist() for part in itertools.chain.from_iterable(parts))
-    return make_loader(data, batches, collator)
+    return make_loader(data, batches, Collator(tokenizer))
 
 
-def eval_batches(data, batch_size: int, process: int, processes: int, collator):
-    """This process's share of all rows: pairs of (row numbers, batch).
+def eval_batches(data: Dataset, batch_size: int, tokenizer, accelerator):
+    """This process's part of all rows: pairs of (row numbers, batch).
 
     Longest first: a batch too large for the memory fails at once, not at the end. All processes
-    get equally many batches, so that they can agree on something before each; the last may have
-    no rows.
+    get equally many batches, so that before each they can check together whether to stop; the last
+    may have no rows.
     """
-    order = np.argsort(-column(data, "length").to_numpy(), kind="stable")[process::processes]
-    most = -(-len(data) // processes)
-    rows = [order[at : at + batch_size].tolist() for at in range(0, most, batch_size)]
-    return zip(rows, make_loader(data, rows, collator), strict=True)
+    process, processes = accelerator.process_index, accelerator.num_processes
+    longest_first = np.argsort(-column(data, "length").to_numpy(), kind="stable")
+    own = longest_first[process::processes]
+    most = -(-len(data) // processes)  # rows that a process has
+    rows = [own[at : at + batch_size].tolist() for at in range(0, most, batch_size)]
+    return zip(rows, make_loader(data, rows, Collator(tokenizer)), strict=True)

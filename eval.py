@@ -9,30 +9,30 @@ Independent of: optimizer, schedule, TensorBoard. The only file that opens the t
 """
 
 from config import Config, EvalConfig
-from runtime.flags import UserError, answer_at_once, parse
+from runtime.flags import UserError, exit_on_help_or_mistake, parse
 
 if __name__ == "__main__":
-    answer_at_once(EvalConfig, config_file=False)  # before the imports below take seconds
+    exit_on_help_or_mistake(EvalConfig, config_file=False)  # before these imports take seconds
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import transformers
 from accelerate import Accelerator
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 
-from data import Collator, eval_batches, sample, tokenize
+from data import eval_batches, sample, tokenize
 from model import load_classifier, load_tokenizer, predict, score
 from report.files import WRITERS, check_output, refuse_to_replace
 from runtime.checkpoint import read_training_settings
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
 from runtime.hub import read_class_names
-from runtime.processes import check_world, keep_freed_memory, run_command, set_threads
+from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.tables import check_texts, label_rows, read_table
 
 # ---------------------------------------------------------------- the checkpoint
@@ -45,60 +45,64 @@ class Classifier:
     folder: Path
     trained: dict  # the settings of its training; {} if train.py did not write it
     names: list[str]  # of the classes
+    model: torch.nn.Module
+    tokenizer: transformers.PreTrainedTokenizerBase
     accelerator: Accelerator
-    logits: Callable[[Dataset], torch.Tensor]  # of rows with a column `text`: (rows, classes)
+    batch_size: int
+    weights_file: os.stat_result  # as it was before it was loaded
+
+    def logits(self, texts: Dataset) -> torch.Tensor:
+        """(rows, classes) of a data set with a column `text`."""
+        truncation = self.trained.get("truncation", "head")
+        ids = tokenize(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
+        batches = eval_batches(ids, self.batch_size, self.tokenizer, self.accelerator)
+        return predict(self.model, batches, len(ids), self.accelerator)
 
 
 def open_classifier(config: EvalConfig) -> Classifier:
     folder = Path(config.ckpt)
     trained = read_training_settings(folder)
-    wanted, on_gpu = trained.get("mixed_precision", "no"), torch.cuda.is_available()
-    accelerator = Accelerator(mixed_precision=wanted if on_gpu else "no")
-    check_world()
+    weights_file = (folder / "model.safetensors").stat()
+    # The precision of the training, which was on a GPU; float32 if there is none here.
+    precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
+    accelerator = Accelerator(mixed_precision=precision)
+    require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
     tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
     model = load_classifier(config.ckpt, flag="--ckpt")
     names = read_class_names(model, config.ckpt)
     model = accelerator.prepare_model(model, evaluation_mode=True)
-
-    def logits(texts: Dataset) -> torch.Tensor:
-        truncation = trained.get("truncation", "head")
-        ids = tokenize(texts, tokenizer, tokenizer.model_max_length, truncation)
-        size, collator = config.per_device_eval_batch_size, Collator(tokenizer)
-        share = accelerator.process_index, accelerator.num_processes
-        batches = eval_batches(ids, size, *share, collator)
-        return predict(model, batches, len(ids), accelerator)
-
-    return Classifier(folder, trained, names, accelerator, logits)
+    size = config.per_device_eval_batch_size
+    return Classifier(folder, trained, names, model, tokenizer, accelerator, size, weights_file)
 
 
 # ---------------------------------------------------------------- the test split
 
 
-def report_on_test(config: EvalConfig, classifier: Classifier, opened: os.stat_result) -> None:
+def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     # Not at the top: it takes two seconds to import, which --text and --input need not wait for.
     from report.metrics import make_report, show
 
-    folder, accelerator = classifier.folder, classifier.accelerator
-    about = choose_test(config, classifier.trained)
-    test, learnt = load_test(about, classifier.trained, classifier.names)
-    about |= {
-        "texts": Hasher.hash((test["text"][:], test["labels"][:])),
-        "weights": sha256_of(folder / "model.safetensors"),
-    }
-    if not os.path.samestat((folder / "model.safetensors").stat(), opened):
-        raise UserError(f"--ckpt {folder}: a training replaced it meanwhile; start eval.py again")
-    path = Path(config.report or folder / "report_test.json")
-    refuse_to_replace(path, about, config.overwrite)
+    accelerator = classifier.accelerator
+    identity = choose_test(config, classifier.trained)  # and what else tells two reports apart
+    test, seen = load_test(identity, classifier.trained, classifier.names)
+    weights = classifier.folder / "model.safetensors"
+    identity["texts"] = Hasher.hash((test["text"][:], test["labels"][:]))
+    identity["weights"] = sha256_of(weights)
+    if not os.path.samestat(weights.stat(), classifier.weights_file):
+        raise UserError(
+            f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
+        )
+    path = Path(config.report or classifier.folder / "report_test.json")
+    refuse_to_replace(path, identity, config.overwrite)
     logits, labels = classifier.logits(test), torch.as_tensor(test["labels"][:])
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
         show(report)
-        about |= {"also_in_training": learnt}
-        about |= {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
+        how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
-            "of": about,
+            "of": identity | {"also_in_training": seen} | how,
             "environment": describe_environment(accelerator),
             "training_environment": classifier.trained.get("environment"),
         }
@@ -118,55 +122,58 @@ TEST_SETTINGS = (
 
 
 def choose_test(config: EvalConfig, trained: dict) -> dict:
-    """`TEST_SETTINGS`: those given, else those of the training."""
-    fallback = trained or (dataclasses.asdict(Config(dataset="")) if config.dataset else {})
-    if config.dataset not in (None, fallback.get("dataset")):  # another one, with its own
-        fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
-    asked = {key: getattr(config, key, None) for key in TEST_SETTINGS}
-    about = {key: fallback.get(key) if value is None else value for key, value in asked.items()}
-    if not about["dataset"]:
+    """`TEST_SETTINGS`: those given, else those of the training, else the defaults."""
+    if not (config.dataset or trained.get("dataset")):
         raise UserError(
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
         )
-    return about
+    fallback = trained or dataclasses.asdict(Config())
+    if config.dataset and config.dataset != fallback["dataset"]:
+        # The configuration and the revision of the training belong to its own data set.
+        fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
+    given = {name: getattr(config, name) for name in TEST_SETTINGS}
+    return {name: fallback.get(name) if value is None else value for name, value in given.items()}
 
 
-def load_test(about: dict, trained: dict, names: list[str]) -> tuple[Dataset, int | None]:
-    """(The labelled test split, how many of its texts before sampling were learnt from.)
+def load_test(test: dict, trained: dict, names: list[str]) -> tuple[Dataset, int | None]:
+    """The labelled test split (sampled), and how many of all its texts the model was trained on.
 
-    Raises `UserError` if those are half of them or more.
+    Args:
+        test: from `choose_test`.
+
+    Raises `UserError` if it was trained on half of them or more.
     """
     table = read_table(
-        about["dataset"],
-        about["test_split"],
-        about["dataset_config_name"],
-        about["dataset_revision"],
+        test["dataset"],
+        test["test_split"],
+        test["dataset_config_name"],
+        test["dataset_revision"],
         choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
     )
-    test = label_rows(table, about["text_column"], about["label_column"], names)
-    learnt = count_learnt(test, trained)
-    if learnt is not None and learnt >= len(test) / 2:
+    rows = label_rows(table, test["text_column"], test["label_column"], names)
+    seen = count_seen(rows, trained)
+    if seen is not None and seen >= len(rows) / 2:
         raise UserError(
-            f"--dataset {about['dataset']} --test_split {about['test_split']}: {learnt} of its "
-            f"{len(test)} texts are in the split that the model was trained on; give --dataset "
+            f"--dataset {test['dataset']} --test_split {test['test_split']}: {seen} of its "
+            f"{len(rows)} texts are in the split that the model was trained on; give --dataset "
             "TEST_FILE, or another split"
         )
-    return sample(test, about["max_test_samples"], seed=0), learnt
+    return sample(rows, test["max_test_samples"], seed=0), seen
 
 
-def count_learnt(test: Dataset, trained: dict) -> int | None:
-    """How many of the test texts are in the split that the model was trained on; None if that is
-    not there to compare. By content, since equal texts may have other paths and names of splits. A
-    few are usual (52 of IMDb's 25,000)."""
+def count_seen(test: Dataset, trained: dict) -> int | None:
+    """How many of the test texts are in the split that the model was trained and validated on; None
+    if that cannot be read. Texts are compared, not paths: a file may have been copied. A few are
+    usual (52 of IMDb's 25,000)."""
     if not trained.get("dataset"):
         return None
     names = ("dataset", "train_split", "dataset_config_name", "dataset_revision")
     try:
         table = read_table(*(trained.get(name) for name in names))
-        learnt = set(table[trained["text_column"]][:])
-        return sum(text in learnt for text in test["text"])
+        seen = set(table[trained["text_column"]][:])
     except (UserError, KeyError):
         return None
+    return sum(text in seen for text in test["text"])
 
 
 # ---------------------------------------------------------------- new texts
@@ -182,7 +189,8 @@ def print_predictions(texts: tuple[str, ...], classifier: Classifier) -> None:
 def write_predictions(config: EvalConfig, classifier: Classifier) -> None:
     """The table of --input with two more columns, `predicted_label` and `probability`."""
     name = config.text_column or classifier.trained.get("text_column", "text")
-    table, output = read_table(config.input, "train", flag="--input"), Path(config.output)
+    table = read_table(config.input, "train", flag="--input")  # "train": a file has one split
+    output = Path(config.output)
     for added in ("predicted_label", "probability"):
         if added in table.column_names:
             raise UserError(f"--input {config.input}: has a column {added} already; rename it")
@@ -206,31 +214,29 @@ def write_predictions(config: EvalConfig, classifier: Classifier) -> None:
 def main(argv=None) -> None:
     config = parse(EvalConfig, argv, config_file=False)
     check_flags(config)
-    weights = Path(config.ckpt, "model.safetensors")
-    opened = weights.stat() if weights.exists() else None
     classifier = open_classifier(config)
     if config.text:
         print_predictions(config.text, classifier)
     elif config.input:
         write_predictions(config, classifier)
     else:
-        report_on_test(config, classifier, opened)
+        report_on_test(config, classifier)
 
 
 def check_flags(config: EvalConfig) -> None:
-    """All mistakes that show before anything is read."""
+    """Raises `UserError` with all mistakes that show before anything is read."""
     errors = []
-    if bool(config.input) != bool(config.output):
-        given, other = ("input", "output") if config.input else ("output", "input")
-        errors += [f"--{given} {getattr(config, given)}: needs --{other} FILE; give both"]
+    for given, other in (("input", "output"), ("output", "input")):
+        if getattr(config, given) and not getattr(config, other):
+            errors += [f"--{given} {getattr(config, given)}: needs --{other} FILE; give both"]
     if config.text and config.input:
         errors += [f"--input {config.input}: given with --text; give one of the two"]
-    if config.text or config.input:
+    if mode := "text" if config.text else "input" if config.input else None:
+        allowed = {"text_column"} if mode == "input" else set()
         errors += [
-            f"--{name} {getattr(config, name)}: is for the test split; leave it out with "
-            f"--{'text' if config.text else 'input'}"
+            f"--{name} {getattr(config, name)}: is for the test split; leave it out with --{mode}"
             for name in ("report", *TEST_SETTINGS)
-            if getattr(config, name) is not None and (name != "text_column" or config.text)
+            if getattr(config, name) is not None and name not in allowed
         ]
     if errors:
         raise UserError(*errors)

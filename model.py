@@ -1,4 +1,4 @@
-"""The pretrained encoder with its head, its tokenizer, which parameters decay, and its predictions.
+"""The pretrained encoder: its tokenizer, head, weight decay groups and predictions.
 
 In: a model's name, label names; batches. Out: a float32 classifier, a fast tokenizer, parameter
 groups; logits and scores. Independent of: the data set, the loop, the files we write.
@@ -15,48 +15,32 @@ from transformers.pytorch_utils import Conv1D
 from runtime.flags import UserError
 from runtime.hub import check_tokenizer, load_pretrained, require_weights
 
-# The names of dropouts in DistilBERT, in the BERT family, in ModernBERT, and in heads.
-ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob")
-OTHER_DROPOUT = (
-    "dropout",
-    "hidden_dropout_prob",
-    "embedding_dropout",
-    "mlp_dropout",
-    "pooler_dropout",
-    "seq_classif_dropout",
-    "classifier_dropout",
-)
-
-
 # ---------------------------------------------------------------- tokenizer
 
 
 def load_tokenizer(
     name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
 ):
-    """The fast tokenizer of `name`, truncating at `max_length` tokens; default: 512, or its limit.
+    """The fast tokenizer of `name`, truncating at `max_length` tokens; by default at 512, or at the
+    model's limit if that is smaller.
 
-    Raises `UserError` for a model without a tokenizer, without a fast one, without a padding token,
-    with that of another model, or that reads fewer tokens than `max_length`.
+    Raises `UserError` if the model has no fast tokenizer with a padding token, has that of another
+    model, or reads fewer tokens than `max_length`.
     """
-    config = load_pretrained(AutoConfig, name, revision, flag)
+    model_config = load_pretrained(AutoConfig, name, revision, flag)
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
-    check_tokenizer(tokenizer, config, f"{flag} {name}")
+    check_tokenizer(tokenizer, model_config, f"{flag} {name}")
     # RoBERTa's 514 positions hold 512 tokens (two are kept for padding); its tokenizer says 512.
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 2**31))
+    positions = getattr(model_config, "max_position_embeddings", -1)  # -1 in XLNet's: no limit
+    limit = min(tokenizer.model_max_length, positions if positions > 0 else 2**31)
     max_length = min(512, limit) if max_length is None else max_length
     special = tokenizer.num_special_tokens_to_add()
-    if max_length <= special:
+    if not special < max_length <= limit:
         raise UserError(
-            f"--max_length {max_length}: {name} adds {special} tokens to each text; "
-            f"give at least {special + 1}"
+            f"--max_length {max_length}: {name} adds {special} tokens to each text and reads at "
+            f"most {limit}; give {special + 1} to {limit}"
         )
-    if max_length > limit:
-        raise UserError(
-            f"--max_length {max_length}: {name} reads at most {limit} tokens; "
-            f"give --max_length {limit}"
-        )
-    tokenizer.model_max_length = max_length  # is saved: a pipeline truncates where training did
+    tokenizer.model_max_length = max_length  # saved in best/: a pipeline truncates there, too
     # Token types of a single text are all 0, which models assume if none are given; and some
     # tokenizers emit them for a model that has none.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
@@ -79,13 +63,16 @@ def load_model(
     bfloat16 weight near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the
     encoder that its config.json describes.
     """
-    config = load_pretrained(AutoConfig, name, revision)
-    overrides = dict.fromkeys(ATTENTION_DROPOUT, attention_dropout)
-    # BigBird's sparse attention switches itself off for good at the first short batch: then an
-    # evaluation would change the training after it, and a resume could not repeat that.
-    overrides["attention_type"] = "original_full"
-    if dropout is not None:
-        overrides |= dict.fromkeys(OTHER_DROPOUT, dropout)
+    model_config = load_pretrained(AutoConfig, name, revision)
+    overrides = {}
+    for key in model_config.to_dict():
+        value = attention_dropout if key.startswith("attention") else dropout
+        if "dropout" in key and value is not None:
+            overrides[key] = value
+    if model_config.model_type == "big_bird":
+        # Its sparse attention switches itself off for good at the first short batch: an evaluation
+        # would change the training after it, and a resume could not repeat that.
+        overrides["attention_type"] = "original_full"
     model = load_classifier(
         name,
         revision,
@@ -93,7 +80,7 @@ def load_model(
         id2label=dict(enumerate(label_names)),
         label2id={label: index for index, label in enumerate(label_names)},
         problem_type="single_label_classification",
-        **{key: value for key, value in overrides.items() if hasattr(config, key)},
+        **overrides,
     )
     freeze_unused(model)
     return model
@@ -112,7 +99,7 @@ def load_classifier(
         revision,
         flag,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # they are in the report, and so in the one line below
+        ignore_mismatched_sizes=True,  # require_weights raises for them
         output_loading_info=True,
         **options,
     )
@@ -154,25 +141,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def to_device(batch: dict[str, torch.Tensor], device) -> dict[str, torch.Tensor]:
     """The batch on `device`; to a GPU through pinned memory, so that the host need not wait."""
-    if device.type == "cuda":
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        # Not elsewhere: on MPS an asynchronous copy may read freed memory (pytorch#139550).
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    if device.type != "cuda":  # on MPS an asynchronous copy may read freed memory (pytorch#139550)
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {name: t.pin_memory().to(device, non_blocking=True) for name, t in batch.items()}
 
 
-@torch.no_grad()  # inference_mode would leave FSDP2 and ZeRO 3 buffers that no gradient crosses
+@torch.no_grad()  # not inference_mode: FSDP2 and ZeRO 3 use buffers of this pass in training
 def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -> torch.Tensor:
     """Logits (rows, classes), float32 on the CPU, in the order of the data, on every process.
 
     Args:
         batches: this process's pairs of (row numbers, batch), from `data.eval_batches`.
-        rows: of the whole data set.
+        rows: number of rows of the whole data set.
         before_batch: called before each batch, equally often on every process.
 
-    The last column of the table counts how often each row was predicted, over all processes:
-    exactly once, or this raises. (Samplers that pad every share to one size count rows twice.)
+    Raises RuntimeError unless each row was predicted exactly once, counted over all processes.
+    (Samplers that give every process equally many rows repeat some.)
     """
+    # The last column counts the predictions of each row.
     table = torch.zeros(rows, model.config.num_labels + 1, device=accelerator.device)
     was_training = model.training
     model.eval()
@@ -180,13 +166,12 @@ def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -
         before_batch()
         batch.pop("labels", None)
         logits = model(**to_device(batch, accelerator.device)).logits.float()
-        table[numbers, :-1] = logits[: len(numbers)]  # without rows, one made-up text is left out
+        table[numbers, :-1] = logits[: len(numbers)]  # drops the stand-in of an empty batch
         table[numbers, -1] += 1
     model.train(was_training)
     table = accelerator.reduce(table, "sum").cpu()
-    if not (table[:, -1] == 1).all():
-        wrong = int((table[:, -1] != 1).sum())
-        raise RuntimeError(f"of {rows} rows {wrong} were not counted once")
+    if wrong := int((table[:, -1] != 1).sum()):
+        raise RuntimeError(f"{wrong} of {rows} rows were not predicted exactly once")
     return table[:, :-1]
 
 

@@ -8,10 +8,10 @@ Independent of: the test split, other tasks, benchmarks. A `step` is one optimiz
 """
 
 from config import Config
-from runtime.flags import RUN_AGAIN, UserError, answer_at_once, parse
+from runtime.flags import RUN_AGAIN, UserError, exit_on_help_or_mistake, parse
 
 if __name__ == "__main__":
-    answer_at_once(Config)  # --help and mistyped flags, before the imports below take seconds
+    exit_on_help_or_mistake(Config)  # before the imports below, which take seconds
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ import transformers
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from data import BatchPlan, Collator, eval_batches, load_splits, sample, train_loader
+from data import BatchPlan, eval_batches, load_splits, sample, train_loader
 from model import Scores, load_model, load_tokenizer, parameter_groups, predict, score, to_device
 from runtime import checkpoint
 from runtime.checkpoint import Progress
@@ -39,10 +39,11 @@ from runtime.tables import column, fingerprint
 
 @dataclasses.dataclass
 class Run:
-    """What the loop works with. Only `progress`, the weights and the optimizer change."""
+    """What the loop works with. The state that a resume restores is in model, optimizer, progress
+    and the monitor's sums."""
 
     config: Config
-    settings: dict  # what must not change on a resume: flags, data, global batch size
+    settings: dict  # what a resume is compared with: flags, data, global batch size
     environment: dict  # what runs where: commit, versions, device, threads
     accelerator: Accelerator
     tokenizer: transformers.PreTrainedTokenizerBase
@@ -54,7 +55,7 @@ class Run:
     plan: BatchPlan  # which rows of train_set are the batch of a step
     total_steps: int
     progress: Progress
-    monitor: Monitor  # sums of the steps, TensorBoard, the progress line, the clock
+    monitor: Monitor  # sums of loss and gradient norm, TensorBoard, the progress line, the clock
     stop: Stop  # whether a signal asked the run to stop
 
     @property
@@ -66,18 +67,17 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Every step from where the run stands to the last, and what follows each.
-
-    A run that was stopped in an evaluation resumes with what follows the step before it.
-    """
+    """Every step from where the run stands to the last, and what follows each."""
     progress, accumulation = run.progress, run.config.gradient_accumulation_steps
-    share = run.accelerator.process_index, run.accelerator.num_processes
-    steps, collator = range(progress.step + 1, run.total_steps + 1), Collator(run.tokenizer)
-    loader = train_loader(run.train_set, run.plan, steps, accumulation, *share, collator)
-    micro_batches = iter(loader)
+    updates = range(progress.step + 1, run.total_steps + 1)
+    micro_batches = iter(
+        train_loader(run.train_set, run.plan, updates, accumulation, run.tokenizer, run.accelerator)
+    )
     run.model.train()
-    for step in range(progress.step + (not progress.follow_up_due), run.total_steps + 1):
-        if step > progress.step:
+    # A run that was stopped in the evaluations after a step resumes with these, not with an update.
+    first = progress.step if progress.follow_up_due else progress.step + 1
+    for step in range(first, run.total_steps + 1):
+        if step in updates:
             loss, norm = update(run, step, micro_batches)
             run.monitor.add_step(loss, norm)
             progress.step = step
@@ -85,24 +85,26 @@ def train(run: Run) -> None:
 
 
 def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step: (this process's part of the mean loss, norm of the whole gradient), both ()."""
+    """One step. Returns two 0-d tensors on the device: this process's part of the mean loss of the
+    batch, and the norm of the whole gradient before clipping."""
     config, accelerator, model = run.config, run.accelerator, run.model
     accumulation, processes = config.gradient_accumulation_steps, accelerator.num_processes
     torch.manual_seed(dropout_seed(config.seed, step, accelerator.process_index))
-    # The rate is set before the forward pass: under DeepSpeed the last backward pass updates.
+    # Before the forward pass: DeepSpeed updates inside the last backward(), not in step().
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.total_steps, config)
     examples = len(run.plan[step])  # over all processes and micro-batches
     step_loss = torch.zeros((), device=accelerator.device)
     for _ in range(accumulation):
-        run.stop.check()
+        run.stop.check()  # raises Stopped, on all processes or on none
         batch = to_device(next(micro_batches), accelerator.device)
         labels = batch.pop("labels")
         with accelerator.accumulate(model):  # processes exchange gradients in the last one only
             logits = model(**batch).logits.float()
-            # A sum divided by the examples of the whole batch is its mean, however it was dealt.
+            # Divided by the size of the whole batch, the parts add up to its mean loss, however it
+            # was dealt.
             loss = F.cross_entropy(logits, labels, reduction="sum") / examples
-            # backward() divides by the accumulation, and gradients are averaged over processes.
+            # The factors undo backward()'s division by accumulation and DDP's mean over processes.
             accelerator.backward(loss * accumulation * processes)
         step_loss += loss.detach()
     norm = clip_gradient(accelerator, model, config.max_grad_norm)
@@ -114,20 +116,22 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
 def dropout_seed(seed: int, step: int, process: int) -> int:
     """A seed for torch's generators: randomness as a function of (seed, step, process).
 
-    So there is no random state to save, to lose in a resume, or to disturb by an evaluation.
+    So there is no random state to save, to lose in a resume, or to disturb by an evaluation. The
+    processes draw different masks: only without dropout is their number of no influence.
     """
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
 
 
 def learning_rate(step: int, total_steps: int, config: Config) -> float:
-    """The rate of update `step` (from 1), as transformers' get_scheduler has it: the first is 0.
+    """The rate of update `step` (from 1), equal to that of transformers' get_scheduler ("constant"
+    is its "constant_with_warmup"). With a warm-up the first rate is 0.
 
     A function of the step: a scheduler prepared by Accelerate advances once per process, so its
     rate reaches 0 at 1/processes of the run (accelerate#2142).
     """
     done = step - 1
-    share = config.warmup_steps < 1
-    warmup = math.ceil(total_steps * config.warmup_steps) if share else int(config.warmup_steps)
+    warmup = config.warmup_steps
+    warmup = math.ceil(total_steps * warmup) if warmup < 1 else int(warmup)
     if done < warmup:
         return config.learning_rate * done / warmup
     rest = (done - warmup) / max(1, total_steps - warmup)
@@ -141,39 +145,35 @@ def learning_rate(step: int, total_steps: int, config: Config) -> float:
 def follow_up(run: Run) -> None:
     """What is due after some steps: evaluations, `best/`, scalars, `last/`.
 
-    An evaluation may end in `Stopped`, so evaluations come before everything that changes the sums:
-    with `follow_up_due` in `last/`, a resume does all of it again, and its scalars replace those
-    that were already written.
+    A signal may stop an evaluation: then `last/` is saved with `follow_up_due`, and the resumed run
+    does all of this again for the same step, scalars included. So nothing before the end of the
+    last evaluation may change the sums of loss and gradient norm.
     """
     config, progress, monitor = run.config, run.progress, run.monitor
     step, finished = progress.step, progress.step == run.total_steps
-    validates = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
+    validation_due = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
     progress.follow_up_due = True
-    if validates:
-        monitor.read_sums(run.model, progress)  # raises if a step was not finite, before best/
     if step % config.eval_steps == 0:
         scores = evaluate(run, run.validation_sample, "validation_sample")
         monitor.shown["sample accuracy"] = f"{scores.accuracy:.3f}"
-    if validates:
+    if validation_due:
         keep_best(run, evaluate(run, run.validation_set, "validation"))
     if step % config.logging_steps == 0 or finished:
-        parts = run.accelerator.num_processes * config.gradient_accumulation_steps
-        rate = learning_rate(step, run.total_steps, config)
-        monitor.log_window(run.model, progress, run.plan, parts, rate)
+        monitor.log_window(run, learning_rate(step, run.total_steps, config))
     progress.follow_up_due = False
-    if validates or (step % config.save_steps == 0 and can_afford_save(run)):
+    save_due = step % config.save_steps == 0
+    if validation_due or (save_due and on_main(monitor.can_afford_save)):
         checkpoint.save_last(run)
 
 
 def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
     """Scores of the model as it is, in the precision of training; written to TensorBoard."""
-    accelerator, size = run.accelerator, run.config.per_device_eval_batch_size
     # The bare model: DDP's wrapper would broadcast buffers before each forward pass, for nothing.
-    model = accelerator.unwrap_model(run.model)
-    share = accelerator.process_index, accelerator.num_processes
+    model = run.accelerator.unwrap_model(run.model)  # keeps autocast
+    size = run.config.per_device_eval_batch_size
     with run.monitor.clock_stopped():
-        batches = eval_batches(data, size, *share, Collator(run.tokenizer))
-        logits = predict(model, batches, len(data), accelerator, run.stop.check)
+        batches = eval_batches(data, size, run.tokenizer, run.accelerator)
+        logits = predict(model, batches, len(data), run.accelerator, run.stop.check)
     scores = score(logits, torch.as_tensor(data["labels"][:]))
     scalars = {f"{name}/loss": scores.loss, f"{name}/accuracy": scores.accuracy}
     run.monitor.write(scalars, run.progress.step)
@@ -181,7 +181,8 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
 
 
 def keep_best(run: Run, scores: Scores) -> None:
-    """`best/` is the earliest highest validation accuracy; neither a tie nor a NaN replaces it."""
+    """`best/` has the highest validation accuracy; at a tie the earlier step stays, and a loss that
+    is not finite never wins."""
     progress = run.progress
     better = scores.accuracy > progress.best_accuracy and math.isfinite(scores.loss)
     if better:
@@ -191,11 +192,6 @@ def keep_best(run: Run, scores: Scores) -> None:
         f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
         f"{scores.examples:,} texts" + (", written to best/" if better else "")
     )
-
-
-def can_afford_save(run: Run) -> bool:
-    affordable = run.monitor.can_afford_save(run.config.max_save_share)
-    return bool(run.stop.largest(int(affordable)))
 
 
 # ---------------------------------------------------------------- set-up
@@ -209,8 +205,9 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         train_set, validation_set = load_splits(config, tokenizer)
         names = train_set.features["labels"].names
         torch.manual_seed(config.seed)  # for the new head
-        dropouts = config.attention_dropout, config.dropout
-        model = load_model(config.model, names, config.revision, *dropouts)
+        model = load_model(
+            config.model, names, config.revision, config.attention_dropout, config.dropout
+        )
     settings |= {
         "data": fingerprint(train_set, validation_set),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -220,17 +217,18 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         f"--dataset {config.dataset}: process {accelerator.process_index} reads other texts than "
         "the main one, so their batches differ; give all machines the same data",
     )
-    if config.torch_compile:
-        # Its cuts at DDP's buckets fail if lengths vary (torch 2.13: 'int' has no 'meta').
-        torch._dynamo.config.optimize_ddp = False
-        model.compile()
     groups = parameter_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     model, optimizer = wrap_for_engine(accelerator, config, model, optimizer)
-    lengths, batch = column(train_set, "length").to_numpy(), settings["global_batch_size"]
-    plan = BatchPlan(lengths, batch, config.seed, config.train_sampling_strategy)
-    epochs = math.ceil(config.num_train_epochs * plan.steps_per_epoch)
-    total_steps = config.max_steps if config.max_steps > 0 else epochs
+    plan = BatchPlan(
+        column(train_set, "length").to_numpy(),
+        settings["global_batch_size"],
+        config.seed,
+        config.train_sampling_strategy,
+    )
+    total_steps = config.max_steps
+    if total_steps == -1:
+        total_steps = math.ceil(config.num_train_epochs * plan.steps_per_epoch)
     return Run(
         config=config,
         settings=settings,
@@ -245,7 +243,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         plan=plan,
         total_steps=total_steps,
         progress=Progress(),
-        monitor=Monitor(accelerator, Path(config.output_dir), total_steps),
+        monitor=Monitor(config, accelerator, total_steps),
         stop=Stop(accelerator.num_processes),
     )
 
@@ -254,14 +252,14 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
     """A run that stands where `last/` says, or at step 0, with a first `last/` written."""
     settings = checkpoint.settings_of(config, accelerator)
     state = on_main(lambda: checkpoint.find_last(config, settings))
-    if state:
+    if state:  # on another number of processes the same flags would make another global batch
         settings["global_batch_size"] = state["settings"]["global_batch_size"]
         config = checkpoint.keep_global_batch(settings, config, accelerator.num_processes)
     run = set_up(config, accelerator, settings)
-    on_main(lambda: checkpoint.require_room_for_saves(run.output, settings))
+    on_main(lambda: checkpoint.require_room_for_saves(run.output, run.settings))
     if state:
         checkpoint.load_last(run, state)
-    else:
+    else:  # nothing is there to resume, or --overwrite was given: find_last refuses all else
         on_main(lambda: checkpoint.delete_run(run.output))
         checkpoint.save_last(run)  # so that a run killed before its first step is resumed, too
     return run
@@ -275,14 +273,15 @@ def main(argv=None) -> int:
     config = parse(Config, argv)
     accelerator = make_accelerator(config)
     with contextlib.ExitStack() as held:
+        # The main process holds the lock until the run has ended.
         on_main(lambda: held.enter_context(lock_folder(Path(config.output_dir))))
         run = start_or_resume(config, accelerator)
         if run.progress.step == run.total_steps and not run.progress.follow_up_due:
             run.monitor.say(f"{run.output} holds a finished run; --overwrite starts anew")
         else:
-            signal = train_until_stopped(run)
-            if signal:
-                return 128 + signal
+            number = train_until_stopped(run)
+            if number:
+                return 128 + number
         conclude(run)
     return 0
 
@@ -301,11 +300,9 @@ def train_until_stopped(run: Run) -> int:
 
 
 def conclude(run: Run) -> None:
-    """Tidy up after the last step, and say what to do next."""
+    """Remove the copies that a crash would have needed, and say what to do next."""
     if not run.progress.best_step:
-        raise UserError(
-            "no validation loss was finite, so there is no best/; lower --learning_rate"
-        )
+        raise UserError("no validation loss was finite, so no best/; lower --learning_rate")
     if run.accelerator.is_main_process:
         for name in ("best", "last"):
             remove_copies(run.output / name)

@@ -182,13 +182,12 @@ def worker(folder: Path, loops: list[str], sizes: list[int]) -> list[dict]:
 
 
 def evaluations(run) -> list[dict]:
-    accelerator, collator, results = run.accelerator, Collator(run.tokenizer), []
-    process, processes = accelerator.process_index, accelerator.num_processes
+    accelerator, results = run.accelerator, []
     model, exact = accelerator.unwrap_model(run.model), fresh_model(run.config).double().eval()
     for size, batch in EVALUATIONS:
         data = run.validation_set.select(range(size))
         labels = torch.as_tensor(data["labels"][:])
-        batches = eval_batches(data, batch, process, processes, collator)
+        batches = eval_batches(data, batch, run.tokenizer, accelerator)
         report = report_on(predict(model, batches, size, accelerator), labels)
         with torch.inference_mode():
             rows = [exact(input_ids=torch.tensor([row])).logits[0] for row in data["input_ids"]]
@@ -196,7 +195,7 @@ def evaluations(run) -> list[dict]:
         results.append(
             {
                 "evaluation": True,
-                "processes": processes,
+                "processes": accelerator.num_processes,
                 "batch": batch,
                 "texts": size,
                 "counted": report["examples"],

@@ -256,8 +256,8 @@ def ours(config, work, clock, ablate=lambda: None, predicts=False, **changes):
         ablate: switches a feature off.
         changes: of the config.
     """
+    import data
     import train
-    from data import BatchPlan, eval_batches
     from model import predict
     from runtime.checkpoint import save_last
     from runtime.engines import make_accelerator
@@ -266,19 +266,16 @@ def ours(config, work, clock, ablate=lambda: None, predicts=False, **changes):
     config = dataclasses.replace(config, eval_steps=10**9, **changes)
     batch, warm = config.per_device_train_batch_size, len(work["warm"])
 
-    class Ordered(BatchPlan):
-        """The warm batches, the plan of the work, and more than is timed: see order_of."""
-
-        def epoch(self, epoch):
-            plan = BatchPlan(self.lengths[warm:], batch, self.seed, config.train_sampling_strategy)
-            first = [torch.arange(at, at + batch).numpy() for at in range(0, warm, batch)]
-            return [*first, *(rows + warm for rows in plan.epoch(epoch)), *first]
-
     run = train.set_up(config, make_accelerator(config))
-    collator = Counting(train.Collator(run.tokenizer))
-    train.Collator = lambda tokenizer: collator
+    collator = Counting(data.Collator(run.tokenizer))
+    data.Collator = lambda tokenizer: collator
     run.train_set = with_lengths(work["warm"] + work["work"])
-    run.plan = Ordered(run.train_set["length"][:], batch, config.seed)
+    # The warm batches, the plan of the work, and more than is timed: see order_of.
+    lengths, strategy = run.train_set["length"][:], config.train_sampling_strategy
+    first = [torch.arange(at, at + batch).numpy() for at in range(0, warm, batch)]
+    own = data.BatchPlan(lengths[warm:], batch, config.seed, strategy)
+    run.plan = data.BatchPlan(lengths, batch, config.seed)
+    run.plan.epoch = lambda epoch: [*first, *(rows + warm for rows in own.epoch(epoch)), *first]
     run.plan.steps_per_epoch = run.total_steps = clock.last + 1
     run.monitor.bar, run.monitor.started = clock, time.perf_counter()
     save_last(run)  # as every new run does
@@ -289,7 +286,7 @@ def ours(config, work, clock, ablate=lambda: None, predicts=False, **changes):
         yield clock.result() | {"shapes": list(collator.shapes)}
 
     def predict_all(rows, size):
-        batches = eval_batches(rows, size, 0, 1, collator.collator)
+        batches = data.eval_batches(rows, size, run.tokenizer, run.accelerator)
         predict(run.model, batches, len(rows), run.accelerator)
 
     if predicts:

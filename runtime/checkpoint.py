@@ -92,6 +92,7 @@ def save_best(run, scores: dict) -> None:
         "training_config.json": flags | {"environment": run.environment},
         "validation.json": validation,
     }
+    run.monitor.read_sums(run.model, run.progress)  # raises if anything is not finite
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)

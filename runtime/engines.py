@@ -33,7 +33,7 @@ from runtime.deepspeed import (
     scatter_zero_state,
 )
 from runtime.flags import UserError
-from runtime.processes import check_world, keep_freed_memory, on_main, set_threads
+from runtime.processes import keep_freed_memory, on_main, require_asked_processes, set_threads
 
 # Accelerate's names of the engines, and the usual ones.
 ENGINES = {
@@ -96,7 +96,7 @@ def asked_for(engine: str) -> bool:
 
 
 def check_engine(accelerator: Accelerator) -> None:
-    check_world()
+    require_asked_processes()
     engine = accelerator.distributed_type.value
     for wanted in SHARDED:
         if asked_for(wanted) and engine != wanted:
@@ -116,11 +116,15 @@ def check_engine(accelerator: Accelerator) -> None:
 
 
 def wrap_for_engine(accelerator: Accelerator, config, model, optimizer):
-    """(model, optimizer) as the engine needs them.
+    """(model, optimizer) as the engine needs them, the model compiled on request.
 
     DeepSpeed clips and updates inside its `backward`, so it must know the norm beforehand, and the
     batch size, which it would otherwise read from a prepared loader.
     """
+    if config.torch_compile:
+        # Its cuts at DDP's buckets fail if lengths vary (torch 2.13: 'int' has no 'meta').
+        torch._dynamo.config.optimize_ddp = False
+        model.compile()
     accelerator.gradient_accumulation_steps = config.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         accelerator.state.deepspeed_plugin.deepspeed_config |= {

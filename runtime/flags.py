@@ -7,6 +7,7 @@ Independent of: which flags there are, torch, and any disk but for the file that
 import argparse
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -37,14 +38,14 @@ RUN_AGAIN = "run the same command again (without --overwrite, if it was given)"
 ABOVE_0 = (lambda v: 0 < v < math.inf, "a number above 0")
 AT_LEAST_0 = (lambda v: 0 <= v < math.inf, "a number of at least 0")
 AT_LEAST_1 = (lambda v: v >= 1, "a whole number of at least 1")
-SHARE = (lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
-ABOVE_0_TO_1 = (lambda v: 0 < v <= 1, "a number above 0 and at most 1")
-INSIDE_0_1 = (lambda v: 0 < v < 1, "a number above 0 and below 1")
+FROM_0_BELOW_1 = (lambda v: 0 <= v < 1, "a number of at least 0 and below 1")
+ABOVE_0_UP_TO_1 = (lambda v: 0 < v <= 1, "a number above 0 and at most 1")
+BETWEEN_0_AND_1 = (lambda v: 0 < v < 1, "a number above 0 and below 1")
 SHARE_OR_STEPS = (
     lambda v: 0 <= v < 1 or (v >= 1 and v.is_integer()),
     "a share of at least 0 and below 1, or a whole number",
 )
-MINUS_1_OR_MORE = (lambda v: v == -1 or v >= 1, "-1 (no limit) or a whole number of at least 1")
+MINUS_1_OR_ABOVE_0 = (lambda v: v == -1 or v >= 1, "-1 (no limit) or a whole number of at least 1")
 SEED = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
 
 
@@ -62,6 +63,10 @@ def flag(default, help, allowed=None, changes_result=True):
     """
     about = {"help": help, "allowed": allowed, "changes_result": changes_result}
     return dataclasses.field(default=default, metadata=about)
+
+
+# A flag that does not change the result: a resumed run may be given another value.
+adjustable = functools.partial(flag, changes_result=False)
 
 
 def changed_settings(kind, old: dict, new: dict) -> list[str]:
@@ -82,8 +87,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; give --flag VALUE, or --flag=VALUE for one that starts with -")
 
 
-def answer_at_once(kind, config_file=True) -> None:
-    """Parse this process's command line for its mistakes and for --help alone, and exit if any.
+def exit_on_help_or_mistake(kind, config_file=True) -> None:
+    """Exit if this process's command line asks for --help or holds a mistake in its flags.
 
     Called before torch is imported, which takes seconds that a typing error need not wait for.
     """

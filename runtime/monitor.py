@@ -25,9 +25,10 @@ class Monitor:
     The sums stay on the device: reading one per step (`.item()`) would make the host wait for it.
     """
 
-    def __init__(self, accelerator, output: Path, total_steps: int):
+    def __init__(self, config, accelerator, total_steps: int):
         self.accelerator = accelerator
-        self.output = output
+        self.output = Path(config.output_dir)
+        self.max_save_share = config.max_save_share
         self.total_steps = total_steps
         self.sums = torch.tensor(SUMS, device=accelerator.device)  # of this process
         self.writer: SummaryWriter | None = None  # on the main process only
@@ -100,14 +101,11 @@ class Monitor:
 
     # ------------------------------------------------------------ scalars and the progress line
 
-    def log_window(self, model, progress: Progress, plan, parts: int, learning_rate: float) -> None:
-        """Write the scalars of the steps since the last ones, and begin a new window.
-
-        Args:
-            plan: a `data.BatchPlan`.
-            parts: into how many each batch was dealt: processes x accumulation.
-        """
-        sums = self.read_sums(model, progress)
+    def log_window(self, run, learning_rate: float) -> None:
+        """Write the scalars of the steps of a run since the last ones, and begin a new window."""
+        progress, plan = run.progress, run.plan
+        parts = self.accelerator.num_processes * run.config.gradient_accumulation_steps
+        sums = self.read_sums(run.model, progress)
         window = range(progress.window_start + 1, progress.step + 1)
         timed = range(max(window.start, self.first_step + 1), window.stop)  # after a resume
         counts, seconds = plan.count(window, parts), time.perf_counter() - self.started
@@ -180,15 +178,14 @@ class Monitor:
         self.saved_at = time.perf_counter()
         self.save_seconds = self.saved_at - begun
 
-    def can_afford_save(self, max_share: float) -> bool:
-        """Whether a save that takes as long as the previous one keeps within `max_share`.
+    def can_afford_save(self) -> bool:
+        """Whether a save that takes as long as the previous one keeps within --max_save_share.
 
         On a GPU 200 steps may take four seconds and a save one. The first save after a start is
-        always affordable. For the main process, which decides for all; False on the others.
+        always affordable. The clocks of processes differ: one must decide for all.
         """
         since = time.perf_counter() - self.saved_at
-        within = self.save_seconds <= max_share * (since + self.save_seconds)
-        return self.accelerator.is_main_process and within
+        return self.save_seconds <= self.max_save_share * (since + self.save_seconds)
 
 
 def describe_start(run) -> str:

@@ -147,7 +147,7 @@ def require_same(value, complaint: str) -> None:
         raise UserError(complaint)
 
 
-def check_world() -> None:
+def require_asked_processes() -> None:
     """Raises `UserError` unless there are as many processes as were asked for.
 
     Without a GPU, Accelerate silently makes each of torchrun's processes a run of its own unless

@@ -171,7 +171,7 @@ def start_demo() -> tuple[tempfile.TemporaryDirectory, subprocess.Popen]:
         Path(folder.name, path.name).symlink_to(path)
     train += " --output_dir=run"
     evaluate = evaluate.replace("demo/run", "run")
-    script = f"set -e; {train} >said.txt; {evaluate}"
+    script = f"{train} >said.txt 2>&1 && {evaluate} >evaluated.txt 2>&1"
     return folder, subprocess.Popen(["sh", "-c", script], cwd=folder.name)
 
 

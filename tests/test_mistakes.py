@@ -509,12 +509,12 @@ MODELS = [
     one(
         "model longer",
         "--max_length=33",
-        "--max_length 33: <tiny> reads at most 32 tokens; give --max_length 32",
+        "--max_length 33: <tiny> adds 2 tokens to each text and reads at most 32; give 3 to 32",
     ),
     one(
         "no room for a word",
         "--max_length=2",
-        "--max_length 2: <tiny> adds 2 tokens to each text; give at least 3",
+        "--max_length 2: <tiny> adds 2 tokens to each text and reads at most 32; give 3 to 32",
     ),
     one(
         "model missing",

@@ -1,6 +1,7 @@
 """The batch plan and the splits: properties that hold for any lengths, sizes and seeds."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from data import BatchPlan, plan_epoch, stratified_part, train_loader
 
+NO_TOKENIZER = None  # nothing is collated here
 lengths = st.lists(st.integers(1, 512), min_size=1, max_size=300).map(np.array)
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32 - 1)
@@ -55,9 +57,10 @@ def test_dealing_gives_every_row_to_one_part_whatever_the_mix(lengths, size, pro
     """Red: `[process:-1:processes]` in the dealing of train_loader loses parts."""
     plan = BatchPlan(lengths, size, seed=0)
     rows = Dataset.from_dict({"labels": [0] * len(lengths)})
+    each = [SimpleNamespace(process_index=p, num_processes=processes) for p in range(processes)]
     dealt = [
-        list(train_loader(rows, plan, range(1, 2), steps, process, processes, None).batch_sampler)
-        for process in range(processes)
+        list(train_loader(rows, plan, range(1, 2), steps, NO_TOKENIZER, process).batch_sampler)
+        for process in each
     ]
     assert all(len(share) == steps for share in dealt)
     assert sorted(itertools.chain(*itertools.chain(*dealt))) == sorted(plan[1])

@@ -319,7 +319,7 @@ def test_processes_and_shards_that_were_asked_for_are_there(env, line, tmp_path,
     """`accelerate launch --cpu --num_processes 2` starts one process, torchrun without
     ACCELERATE_USE_CPU as many runs as processes, and a file for shards gives none without GPUs.
 
-    Red: check_world, its look at MASTER_PORT, or SHARDED left out.
+    Red: require_asked_processes, its look at MASTER_PORT, or SHARDED left out.
     """
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -329,7 +329,7 @@ def test_processes_and_shards_that_were_asked_for_are_there(env, line, tmp_path,
 
 
 def test_an_evaluation_is_one_too(one_process, monkeypatch):
-    """Red: eval.py without check_world."""
+    """Red: eval.py without require_asked_processes."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were asked for"):
         evaluation.main([f"--ckpt={one_process[1] / 'best'}", "--text=w1 w2"])
