@@ -87,6 +87,22 @@ def edited(**changes):
     return edit
 
 
+def rewritten(**names):
+    """progress.json with fields of other names."""
+
+    def edit(old: bytes) -> str:
+        state = json.loads(old)
+        state["progress"] = {names.get(k, k): value for k, value in state["progress"].items()}
+        return json.dumps(state)
+
+    return edit
+
+
+def without(name: str):
+    """A manifest that does not list that file, which may then be anything."""
+    return lambda old: json.dumps({k: v for k, v in json.loads(old).items() if k != name})
+
+
 def shorter(old: bytes) -> bytes:
     return old[:-200]
 
@@ -643,6 +659,16 @@ OUTPUT = [
         "--per_device_train_batch_size 16 --gradient_accumulation_steps 1, another --output_dir, "
         "or --overwrite to delete that run",
         {"run/note": ""},
+    ),
+    one(
+        "last: of another version",
+        [],
+        "<tmp>/run/last was written by another version of this project; resume it with that "
+        "version, give another --output_dir, or --overwrite to delete that run",
+        {
+            "run/last/progress.json": rewritten(best_step="best_at"),
+            "run/last/manifest.json": without("progress.json"),
+        },
     ),
     one("last: a file cut off", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.safetensors": shorter}),
     one("last: a file missing", [], f"<tmp>/{BROKEN}", {"run/last/optimizer.safetensors": None}),

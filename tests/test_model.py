@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from model import freeze_unused, load_model, parameter_groups
 
@@ -81,6 +81,17 @@ def test_dropouts_are_set_where_the_model_has_them(tiny):
     assert own.config.dropout == 0.1
     off = load_model(str(tiny), ["a", "b"], dropout=0.0)
     assert {m.p for m in off.modules() if isinstance(m, nn.Dropout)} == {0.0}
+
+
+@pytest.mark.parametrize("kind", [*MODELS, "albert"])
+def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
+    """Its head's, too. Red: a list of names without ALBERT's classifier_dropout_prob."""
+    sizes = MODELS.get(kind, {**SMALL, "embedding_size": 16})
+    AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), ["a", "b"], dropout=0.0)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
+    left = {key: value for key, value in model.config.to_dict().items() if "dropout" in key}
+    assert not any(left.values()), left
 
 
 def test_the_head_is_drawn_from_torchs_generator(tiny):

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import BatchPlan, plan_epoch, stratified_part, train_loader
+from data import BatchPlan, cut_middle, plan_epoch, stratified_part, train_loader
 
 NO_TOKENIZER = None  # nothing is collated here
 lengths = st.lists(st.integers(1, 512), min_size=1, max_size=300).map(np.array)
@@ -50,6 +50,15 @@ def test_step_k_is_the_same_batch_whoever_asks_first(lengths, size, seed, step):
     for earlier in range(1, step):
         walked[earlier]
     assert walked[step].tolist() == jumped[step].tolist()
+
+
+@given(st.lists(st.integers(0, 99), max_size=40), st.integers(1, 40))
+def test_what_is_cut_out_of_the_middle_leaves_both_ends(ids, max_length):
+    """Red: `ids[head - max_length :]` for the end, which is all of them if max_length is 1."""
+    kept = cut_middle(ids, max_length)
+    assert len(kept) == min(len(ids), max_length)
+    head = min(len(kept), max_length // 4 + 1)
+    assert kept == ids[:head] + ids[len(ids) - (len(kept) - head) :]
 
 
 @given(lengths, sizes, st.integers(1, 4), st.integers(1, 4))
