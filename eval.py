@@ -9,10 +9,10 @@ Independent of: optimizer, schedule, TensorBoard. The only file that opens the t
 """
 
 from config import Config, EvalConfig
-from runtime.flags import UserError, exit_on_help_or_mistake, parse
+from runtime.flags import UserError, parse, parse_or_exit
 
 if __name__ == "__main__":
-    exit_on_help_or_mistake(EvalConfig, config_file=False)  # before these imports take seconds
+    GIVEN = parse_or_exit(EvalConfig, config_file=False)  # before the imports below take seconds
 
 import dataclasses
 import json
@@ -50,6 +50,7 @@ class Classifier:
     accelerator: Accelerator
     batch_size: int
     weights_file: os.stat_result  # as it was before it was loaded
+    environment: dict  # what runs where: commit, versions, device, threads
 
     def logits(self, texts: Dataset) -> torch.Tensor:
         """(rows, classes) of a data set with a column `text`."""
@@ -69,12 +70,22 @@ def open_classifier(config: EvalConfig) -> Classifier:
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
+    environment = describe_environment(accelerator)
     tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
     model = load_classifier(config.ckpt, flag="--ckpt")
     names = read_class_names(model, config.ckpt)
     model = accelerator.prepare_model(model, evaluation_mode=True)
-    size = config.per_device_eval_batch_size
-    return Classifier(folder, trained, names, model, tokenizer, accelerator, size, weights_file)
+    return Classifier(
+        folder=folder,
+        trained=trained,
+        names=names,
+        model=model,
+        tokenizer=tokenizer,
+        accelerator=accelerator,
+        batch_size=config.per_device_eval_batch_size,
+        weights_file=weights_file,
+        environment=environment,
+    )
 
 
 # ---------------------------------------------------------------- the test split
@@ -85,7 +96,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     from report.metrics import make_report, show
 
     accelerator = classifier.accelerator
-    identity = choose_test(config, classifier.trained)  # and what else tells two reports apart
+    identity = choose_test(config, classifier.trained)  # extended below by texts and weights
     test, seen = load_test(identity, classifier.trained, classifier.names)
     weights = classifier.folder / "model.safetensors"
     identity["texts"] = Hasher.hash((test["text"][:], test["labels"][:]))
@@ -103,7 +114,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
             "of": identity | {"also_in_training": seen} | how,
-            "environment": describe_environment(accelerator),
+            "environment": classifier.environment,
             "training_environment": classifier.trained.get("environment"),
         }
         path.write_text(json.dumps(report, indent=1) + "\n")
@@ -127,7 +138,7 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
         raise UserError(
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
         )
-    fallback = trained or dataclasses.asdict(Config())
+    fallback = dataclasses.asdict(Config()) | trained
     if config.dataset and config.dataset != fallback["dataset"]:
         # The configuration and the revision of the training belong to its own data set.
         fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
@@ -212,7 +223,10 @@ def write_predictions(config: EvalConfig, classifier: Classifier) -> None:
 
 
 def main(argv=None) -> None:
-    config = parse(EvalConfig, argv, config_file=False)
+    predict_or_report(parse(EvalConfig, argv, config_file=False))
+
+
+def predict_or_report(config: EvalConfig) -> None:
     check_flags(config)
     classifier = open_classifier(config)
     if config.text:
@@ -245,4 +259,4 @@ def check_flags(config: EvalConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: predict_or_report(GIVEN))

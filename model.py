@@ -65,13 +65,13 @@ def load_model(
     """
     model_config = load_pretrained(AutoConfig, name, revision)
     overrides = {}
-    for key in model_config.to_dict():
+    for key, own in model_config.to_dict().items():
         value = attention_dropout if key.startswith("attention") else dropout
-        if "dropout" in key and value is not None:
+        if "dropout" in key and value is not None and not isinstance(own, bool):
             overrides[key] = value
-    if model_config.model_type == "big_bird":
-        # Its sparse attention switches itself off for good at the first short batch: an evaluation
-        # would change the training after it, and a resume could not repeat that.
+    if getattr(model_config, "attention_type", None) == "block_sparse":
+        # BigBird's sparse attention switches itself off for good at the first short batch: an
+        # evaluation would change the training after it, and a resume could not repeat that.
         overrides["attention_type"] = "original_full"
     model = load_classifier(
         name,

@@ -8,10 +8,10 @@ Independent of: the test split, other tasks, benchmarks. A `step` is one optimiz
 """
 
 from config import Config
-from runtime.flags import RUN_AGAIN, UserError, exit_on_help_or_mistake, parse
+from runtime.flags import RUN_AGAIN, UserError, parse, parse_or_exit
 
 if __name__ == "__main__":
-    exit_on_help_or_mistake(Config)  # before the imports below, which take seconds
+    GIVEN = parse_or_exit(Config)  # before the imports below, which take seconds
 
 import contextlib
 import dataclasses
@@ -39,8 +39,8 @@ from runtime.tables import column, fingerprint
 
 @dataclasses.dataclass
 class Run:
-    """What the loop works with. The state that a resume restores is in model, optimizer, progress
-    and the monitor's sums."""
+    """What the loop works with. The state that a resume restores is in model, optimizer, progress,
+    the monitor's sums and the accelerator's loss scale (fp16)."""
 
     config: Config
     settings: dict  # what a resume is compared with: flags, data, global batch size
@@ -153,6 +153,8 @@ def follow_up(run: Run) -> None:
     step, finished = progress.step, progress.step == run.total_steps
     validation_due = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
     progress.follow_up_due = True
+    if validation_due:
+        monitor.read_sums(run.model, progress)  # raises if anything is not finite
     if step % config.eval_steps == 0:
         scores = evaluate(run, run.validation_sample, "validation_sample")
         monitor.shown["sample accuracy"] = f"{scores.accuracy:.3f}"
@@ -190,7 +192,7 @@ def keep_best(run: Run, scores: Scores) -> None:
         checkpoint.save_best(run, dataclasses.asdict(scores))
     run.monitor.say(
         f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
-        f"{scores.examples:,} texts" + (", written to best/" if better else "")
+        f"{scores.examples:,} texts" + (f", written to {run.output / 'best'}" if better else "")
     )
 
 
@@ -200,6 +202,8 @@ def keep_best(run: Run, scores: Scores) -> None:
 def set_up(config: Config, accelerator: Accelerator, settings: dict | None = None) -> Run:
     """Everything before the first step, cheap checks first. Writes nothing into --output_dir."""
     settings = settings or checkpoint.settings_of(config, accelerator)
+    # Now, because the files of the project may be edited while the run lasts.
+    environment = on_main(lambda: describe_environment(accelerator))
     with one_goes_first():  # the others find what was downloaded and tokenized
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         train_set, validation_set = load_splits(config, tokenizer)
@@ -232,7 +236,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     return Run(
         config=config,
         settings=settings,
-        environment=describe_environment(accelerator),
+        environment=environment,
         accelerator=accelerator,
         tokenizer=tokenizer,
         model=model,
@@ -253,8 +257,8 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
     settings = checkpoint.settings_of(config, accelerator)
     state = on_main(lambda: checkpoint.find_last(config, settings))
     if state:  # on another number of processes the same flags would make another global batch
-        settings["global_batch_size"] = state["settings"]["global_batch_size"]
-        config = checkpoint.keep_global_batch(settings, config, accelerator.num_processes)
+        batch = settings["global_batch_size"] = state["settings"]["global_batch_size"]
+        config = checkpoint.keep_global_batch(batch, config, accelerator.num_processes)
     run = set_up(config, accelerator, settings)
     on_main(lambda: checkpoint.require_room_for_saves(run.output, run.settings))
     if state:
@@ -269,8 +273,11 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
 
 
 def main(argv=None) -> int:
+    return fine_tune(parse(Config, argv))
+
+
+def fine_tune(config: Config) -> int:
     """The exit status: 0, or 128 + the signal that asked the run to stop."""
-    config = parse(Config, argv)
     accelerator = make_accelerator(config)
     with contextlib.ExitStack() as held:
         # The main process holds the lock until the run has ended.
@@ -300,7 +307,10 @@ def train_until_stopped(run: Run) -> int:
 
 
 def conclude(run: Run) -> None:
-    """Remove the copies that a crash would have needed, and say what to do next."""
+    """Remove the copies that a crash would have needed, and say what to do next.
+
+    Raises `UserError` if no validation had a finite loss, so that there is no `best/`.
+    """
     if not run.progress.best_step:
         raise UserError("no validation loss was finite, so no best/; lower --learning_rate")
     if run.accelerator.is_main_process:
@@ -310,4 +320,4 @@ def conclude(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(lambda: fine_tune(GIVEN))

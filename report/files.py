@@ -1,6 +1,6 @@
-"""Where reports and predictions are written: checked before the work, and never over other files.
+"""Whether reports and predictions can be written: checked before the work, and never over others.
 
-In: paths that a user gave. Out: a `UserError`, or a file. Independent of: models, metrics.
+In: paths that a user gave. Out: a `UserError`, or nothing. Independent of: models, metrics.
 """
 
 import json

@@ -52,7 +52,6 @@ SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not fi
 def save_last(run) -> None:
     """`last/`: everything that `load_last` reads."""
     run.progress.sums = run.monitor.read_sums(run.model, run.progress).tolist()
-    run.monitor.flush()
     with run.monitor.save_timed():
         weights = gather_weights(run.accelerator, run.model)
         moments = gather_moments(run.accelerator, run.model, run.optimizer)
@@ -65,7 +64,12 @@ def save_last(run) -> None:
         }
         fill = partial(fill_last, weights, moments, state)
         size = 3 * weight_bytes(run.settings)  # AdamW keeps two moments per weight
-        on_main(lambda: write_folder(run.output / "last", fill, size))
+
+        def write() -> None:
+            run.monitor.flush()
+            write_folder(run.output / "last", fill, size)
+
+        on_main(write)
 
 
 def fill_last(weights: dict, moments: dict, state: dict, folder: Path) -> None:
@@ -81,7 +85,8 @@ def save_best(run, scores: dict) -> None:
     Args:
         scores: of the validation that chose this step.
     """
-    flags = {name: run.settings[name] for name in dataclasses.asdict(run.config)}
+    # Without --overwrite: whoever gives this file as --config repeats the run, and deletes nothing.
+    flags = {name: run.settings[name] for name in vars(run.config) if name != "overwrite"}
     validation = {
         "step": run.progress.step,
         **scores,
@@ -92,7 +97,6 @@ def save_best(run, scores: dict) -> None:
         "training_config.json": flags | {"environment": run.environment},
         "validation.json": validation,
     }
-    run.monitor.read_sums(run.model, run.progress)  # raises if anything is not finite
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
@@ -119,8 +123,9 @@ pipeline_tag: text-classification
 ---
 {model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
 validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
-split. This step was chosen by that accuracy. `training_config.json` holds every setting; for the
-accuracy on the test split run `python eval.py --ckpt` on this folder.
+split; that accuracy chose the step. `training_config.json` holds every setting. For the accuracy
+on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it takes the
+test split of {dataset}, if there is one.
 """
 
 
@@ -248,13 +253,13 @@ def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
 BATCH_FLAGS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def keep_global_batch(old: dict, config, processes: int):
-    """`config`, changed so that this number of processes keeps the optimizer batches of run `old`.
+def keep_global_batch(batch: int, config, processes: int):
+    """`config`, changed so that this number of processes keeps optimizer batches of `batch` texts.
 
     With the same flags, another number of processes would make other batches. So accumulation makes
     up for it, and no forward pass gets more than --per_device_train_batch_size examples.
     """
-    batch, size = old["global_batch_size"], config.per_device_train_batch_size
+    size = config.per_device_train_batch_size
     if size * config.gradient_accumulation_steps * processes == batch:
         return config
     accumulation = -(-batch // (size * processes))

@@ -37,7 +37,7 @@ from runtime.processes import keep_freed_memory, on_main, require_asked_processe
 
 # Accelerate's names of the engines, and the usual ones.
 ENGINES = {
-    "NO": "one process",
+    "NO": "",
     "MULTI_CPU": "DDP",
     "MULTI_GPU": "DDP",
     "FSDP": "FSDP2",

@@ -11,38 +11,46 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers", "numpy")
 
 
 def describe_machine() -> dict:
     """Package versions and hardware, as bench/ records them too."""
+    # With the instruction set that torch uses: results differ between them in the last bits.
+    cpu = f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "versions": {name: version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}{gpu}",
+        "hardware": f"{cpu}, {os.cpu_count()} cores, {platform.system()}{gpu}",
     }
 
 
 def describe_environment(accelerator) -> dict:
-    """What a result depends on besides its settings. To be called at the start of a run: the files
-    of the project may be edited while it lasts."""
+    """What a result depends on besides its settings."""
     return {
         "commit": find_commit(),
         **describe_machine(),
         "device": accelerator.device.type,
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": accelerator.mixed_precision,
     }
 
 
-def find_commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the code in `folder`, followed by "modified" if tracked files differ from it;
-    "unknown" outside git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= modified"]
+def find_commit(file: Path = Path(__file__)) -> str:
+    """The commit that `file` is from, followed by "modified" if tracked files differ from it;
+    "unknown" if git does not track `file`."""
+    tracked = git(file, "ls-files", "--error-unmatch", file.name)
+    commit = git(file, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= modified")
+    return commit if tracked and commit else "unknown"
+
+
+def git(file: Path, *words: str) -> str:
+    """What git says in the folder of `file`; "" if it fails, is not installed, or hangs."""
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # git is not installed, or hangs
-        return "unknown"
-    return done.stdout.strip() or "unknown"
+        done = subprocess.run(
+            ["git", *words], cwd=file.parent, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

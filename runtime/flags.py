@@ -87,13 +87,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; give --flag VALUE, or --flag=VALUE for one that starts with -")
 
 
-def exit_on_help_or_mistake(kind, config_file=True) -> None:
-    """Exit if this process's command line asks for --help or holds a mistake in its flags.
-
-    Called before torch is imported, which takes seconds that a typing error need not wait for.
+def parse_or_exit(kind, config_file=True):
+    """`parse` of this process's command line, for a script that has not imported torch yet: a
+    typing error or --help need not wait the seconds that takes. Exits with status 2 on a mistake.
     """
     try:
-        parse(kind, config_file=config_file)
+        return parse(kind, config_file=config_file)
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # all processes have one command line
             print_error(error)
@@ -162,6 +161,7 @@ def read_flags(path: str) -> dict:
         raise UserError(f"--config {path}: not JSON ({error}); correct the file") from None
     if not isinstance(values, dict):
         raise UserError(f'--config {path}: holds no flags; write {{"flag": value, ...}}')
+    values.pop("environment", None)  # in the training_config.json of a run: where it ran
     return values
 
 

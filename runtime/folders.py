@@ -43,7 +43,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
     Files are written and synced first, the manifest last, then one `exchange`. Whoever reads
     `folder` finds the old contents whole or the new ones whole, and the old ones stay beside it
     (`spare_of`) until the next write. The user's own files in `folder` are copied to the new one.
-    Raises `UserError` if `size` bytes are not free, or if writing fails: then nothing has changed.
+    Raises `UserError` if `size` bytes are not free, or if writing fails: then `folder` is what it
+    was.
     """
     folder, new = folder.resolve(), spare_of(folder)
     try:

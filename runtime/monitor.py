@@ -108,8 +108,9 @@ class Monitor:
         sums = self.read_sums(run.model, progress)
         window = range(progress.window_start + 1, progress.step + 1)
         timed = range(max(window.start, self.first_step + 1), window.stop)  # after a resume
-        counts, seconds = plan.count(window, parts), time.perf_counter() - self.started
-        done = plan.count(timed, parts)
+        seconds = time.perf_counter() - self.started
+        counts = plan.count(window, parts)
+        done = counts if timed == window else plan.count(timed, parts)
         scalars = {
             **self.means(sums, len(window)),
             "train/learning_rate": learning_rate,
@@ -150,7 +151,8 @@ class Monitor:
             self.writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Before each save: TensorBoard flushes every two minutes, and a resume must find all."""
+        """To be called before each save: TensorBoard flushes every two minutes, and a resume must
+        find all scalars up to the save."""
         if self.writer:
             self.writer.flush()
 
@@ -181,7 +183,7 @@ class Monitor:
     def can_afford_save(self) -> bool:
         """Whether a save that takes as long as the previous one keeps within --max_save_share.
 
-        On a GPU 200 steps may take four seconds and a save one. The first save after a start is
+        On a GPU 200 steps may take four seconds and a save one. The first save after a resume is
         always affordable. The clocks of processes differ: one must decide for all.
         """
         since = time.perf_counter() - self.saved_at
@@ -193,19 +195,22 @@ def describe_start(run) -> str:
     accelerator, config = run.accelerator, run.config
     processes, passes = accelerator.num_processes, config.gradient_accumulation_steps
     engine = ENGINES[accelerator.distributed_type.value]
-    precision = accelerator.mixed_precision
-    return (
-        f"{f'resuming at step {run.progress.step}' if run.progress.step else 'starting'}: "
-        f"{config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on "
-        f"{config.dataset} ({len(run.train_set):,} training and {len(run.validation_set):,} "
-        f"validation texts); {run.total_steps:,} steps of {run.plan.batch_size} texts, "
-        f"{run.plan.steps_per_epoch:,} per epoch; "
-        f"{'one process' if processes == 1 else f'{processes} processes ({engine})'} on "
-        f"{accelerator.device.type}, each with {torch.get_num_threads()} CPU threads and, per "
-        f"step, {passes} forward {'pass' if passes == 1 else 'passes'} of at most "
-        f"{config.per_device_train_batch_size} texts, in "
-        f"{'float32' if precision == 'no' else precision}"
-    )
+    engine = f" ({engine})" if engine else ""
+    threads = torch.get_num_threads()
+    parts = [
+        f"{config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on {config.dataset}",
+        f"{len(run.train_set):,} training and {len(run.validation_set):,} validation texts",
+        f"{run.total_steps:,} steps of {run.plan.batch_size} texts, "
+        f"{run.plan.steps_per_epoch:,} per epoch",
+        f"{'one process' if processes == 1 else f'{processes} processes'}{engine} on "
+        f"{accelerator.device.type}, {threads} CPU {'thread' if threads == 1 else 'threads'} each",
+        {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
+    ]
+    if processes * passes > 1:
+        size = config.per_device_train_batch_size
+        parts.append(f"per process and step {passes} x at most {size} texts")
+    start = f"resuming at step {run.progress.step}" if run.progress.step else "starting"
+    return f"{start}: {'; '.join(parts)}"
 
 
 def describe_end(run) -> str:

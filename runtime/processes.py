@@ -224,20 +224,17 @@ class Stop:
             self.signal, self.asked_at = number, time.monotonic()
 
     def check(self) -> None:
-        """Raises `Stopped` in all processes if any was asked to stop.
+        """Raises `Stopped` in all processes if any was asked to stop, RuntimeError if one has died.
 
         Called before every batch, also of an evaluation, which may take longer than the grace time
         of a preemption.
         """
         if self.launcher not in (None, os.getppid()):
             self.signal = self.signal or SIGTERM
-        if number := self.largest(self.signal):
+        number = self.signal
+        if self.group is not None:
+            numbers = torch.tensor([number])
+            torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group=self.group)
+            number = numbers.item()
+        if number:
             raise Stopped(number)
-
-    def largest(self, value: int) -> int:
-        """The largest of the processes' values. Raises RuntimeError if one of them has died."""
-        if self.group is None:
-            return value
-        values = torch.tensor([value])
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self.group)
-        return values.item()

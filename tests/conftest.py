@@ -6,6 +6,7 @@ it was seen to fail ("Red: ...").
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def start_demo() -> tuple[tempfile.TemporaryDirectory, subprocess.Popen]:
     train += " --output_dir=run"
     evaluate = evaluate.replace("demo/run", "run")
     script = f"{train} >said.txt 2>&1 && {evaluate} >evaluated.txt 2>&1"
-    return folder, subprocess.Popen(["sh", "-c", script], cwd=folder.name)
+    return folder, subprocess.Popen(["sh", "-c", script], cwd=folder.name, start_new_session=True)
 
 
 PARTS = ("configs", "demo", "report", "runtime")
@@ -182,6 +183,17 @@ PARTS = ("configs", "demo", "report", "runtime")
 def demo(request):
     """(the folder of its run, what train.py printed)."""
     folder, process = request.config.demo
-    assert process.wait(timeout=600) == 0
-    yield Path(folder.name, "run"), Path(folder.name, "said.txt").read_text()
-    folder.cleanup()
+    status = process.wait(timeout=600)
+    said = [path.read_text() for path in sorted(Path(folder.name).glob("*.txt"))]
+    assert status == 0, "\n".join(said)
+    return Path(folder.name, "run"), Path(folder.name, "said.txt").read_text()
+
+
+def pytest_sessionfinish(session):
+    """Also when the tests stopped before one needed it."""
+    if demo := getattr(session.config, "demo", None):
+        folder, process = demo
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
+        folder.cleanup()

@@ -2,7 +2,8 @@
 
 multiprocessing's forkserver imports `LIBRARIES` once and never runs anything itself; each process
 here is a fork of it, which imports the project's own files and runs a script as `__main__`. So
-signals, kills, exit statuses and process groups are real; only the interpreter is not new.
+signals, kills, exit statuses and process groups are real. What differs from a new interpreter: the
+libraries are imported already, and the end is an `os._exit`, without finalization.
 """
 
 import contextlib
@@ -105,8 +106,8 @@ class Forked:
 
 
 class Group:
-    """The processes of one run, as torchrun would start them, but that nobody ends the others when
-    one has failed: they must end by themselves."""
+    """The processes of one run, as torchrun would start them. Unlike torchrun it does not end the
+    others when one has failed: they must end by themselves."""
 
     def __init__(self, processes: int, *words, **environment):
         environment = {

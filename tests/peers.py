@@ -90,6 +90,7 @@ def make_trainer(run, model=None, batches=None, seen=None, **arguments) -> Recor
         "save_strategy": "no",
         "report_to": "none",
         "log_level": "error",  # or it tells of each new head
+        "log_level_replica": "error",
         "disable_tqdm": True,
     }
     return Recorded(

@@ -276,10 +276,21 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     assert set(test["labels"]) == {1}
 
 
+def test_what_a_checkpoint_does_not_say_is_the_default():
+    """Red: `fallback = trained or ...` in choose_test."""
+    about = evaluation.choose_test(EvalConfig(dataset="x.csv"), {"max_length": 32})
+    assert (about["dataset"], about["text_column"], about["test_split"]) == (
+        "x.csv",
+        "text",
+        "test",
+    )
+
+
 def test_a_checkpoint_that_a_training_replaces_meanwhile_gets_no_report(
     trained, tmp_path, monkeypatch
 ):
-    """The figures would be of other weights than the report names. Red: no samestat in main."""
+    """The figures would be of other weights than the report names. Red: no samestat in
+    report_on_test."""
     best = shutil.copytree(trained, tmp_path / "best")
     load = evaluation.load_test
 

@@ -103,7 +103,8 @@ def stands(folder) -> dict:
 def test_a_signal_saves_at_the_next_batch_and_the_same_command_goes_on(
     run, whole, monkeypatch, number, status, step
 ):
-    """Red: `check` without its raise; `save_last` left out of go_on; sums not saved."""
+    """Red: `check` without its raise; `save_last` left out of train_until_stopped; sums
+    not saved."""
     with at_step(step, lambda: signal.raise_signal(number)):
         folder, ended = run()
     assert ended == status
@@ -117,7 +118,7 @@ def test_a_signal_saves_at_the_next_batch_and_the_same_command_goes_on(
 def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
     run, whole, monkeypatch, number, step
 ):
-    """A quick look, the whole validation, the last one: done again, and no scalar stands twice.
+    """Of the sample, of the whole split, the last one: done again, and no scalar stands twice.
 
     Red: no `before_batch` in predict; `follow_up_due` left False.
     """
@@ -132,14 +133,15 @@ def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
 
 
 def test_a_signal_between_micro_batches_leaves_the_step_for_later(run, tmp_path, monkeypatch):
-    """The half-summed gradient and loss are nowhere. Red: `run.sums[0] +=` in the micro-batch."""
+    """The half-summed gradient and loss are nowhere. Red: `run.monitor.sums[0] +=` for each
+    micro-batch in update."""
     flags = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}
     expected, _ = run(output_dir=tmp_path / "whole", **flags)
     calls = []
 
     def collate(self, rows):
         calls.append(None)
-        if len(calls) == 4 * 6 + 2:  # the second micro-batch of the seventh step, looks apart
+        if len(calls) == 4 * 6 + 2:  # the second micro-batch of step 7, without evaluations
             signal.raise_signal(signal.SIGTERM)
         return collate_rows(self, rows)
 
@@ -158,10 +160,9 @@ def test_a_signal_between_micro_batches_leaves_the_step_for_later(run, tmp_path,
     assert scalars(expected)["train/loss"] == scalars(folder)["train/loss"]
 
 
-def test_marks_that_are_done_again_replace_the_scalars_of_the_first_time(
-    run, tmp_path, monkeypatch
-):
-    """Stopped in the validation of step 14, after its quick look. Red: purge_step of step + 1."""
+def test_a_repeated_follow_up_replaces_its_scalars(run, tmp_path, monkeypatch):
+    """Stopped in the validation of step 14, after the evaluation of the sample. Red: purge_step of
+    step + 1."""
     expected, _ = run(output_dir=tmp_path / "whole", eval_steps=7)
     with in_evaluation(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM)):
         folder, status = run(eval_steps=7)
@@ -272,7 +273,7 @@ def test_kills_at_file_operations_and_moments_change_no_bit(tmp_path):
 
 
 def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, monkeypatch):
-    """Red: find_last without `of_best_step`."""
+    """Red: restore_best without `of_step`."""
     accuracies = {7: 0.6, 14: 0.9, 21: 0.4, 28: 0.4}
     evaluate = train.evaluate
 
@@ -305,7 +306,7 @@ def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, m
 
 
 def test_an_exception_in_a_step_leaves_the_last_state(run, whole, monkeypatch):
-    """Red: `except Exception` for `except Stopped` in go_on."""
+    """Red: `except Exception` for `except Stopped` in train_until_stopped."""
 
     def fail():
         raise RuntimeError("CUDA out of memory")
@@ -371,8 +372,8 @@ def test_no_save_comes_between_a_weight_that_is_nan_and_its_discovery(run, tmp_p
 
 
 def test_a_weight_that_is_nan_is_never_best(run, tmp_path, monkeypatch):
-    """In a row that no validation text uses, so that its loss is finite. Red: at_marks without its
-    first read_sums."""
+    """In a row that no validation text uses, so that its loss is finite. Red: follow_up without its
+    read_sums."""
 
     def poison(optimizer, update):
         if update == 14:
@@ -382,6 +383,7 @@ def test_a_weight_that_is_nan_is_never_best(run, tmp_path, monkeypatch):
 
     with before_update(poison), pytest.raises(UserError, match="steps 11 and 14 of 28"):
         run()
+    assert "validation/loss" not in scalars(tmp_path / "run")
     assert not (tmp_path / "run" / "best").exists()
     assert stands(tmp_path / "run")["step"] == 10
 
@@ -390,7 +392,7 @@ def test_a_weight_that_is_nan_is_never_best(run, tmp_path, monkeypatch):
 
 
 def test_a_disk_too_small_is_said_before_the_training(run, tmp_path, monkeypatch):
-    """Red: need_room left out of run_to_end."""
+    """Red: require_room_for_saves left out of start_or_resume."""
     free = shutil.disk_usage(tmp_path)._replace(free=6 * 10**6)  # one save of `last/` would fit
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: free)
     with pytest.raises(UserError, match=r"a save needs \d+ MB and 6 MB are free; make room"):
@@ -403,7 +405,7 @@ def test_a_write_that_fails_keeps_the_save_before_and_the_run_goes_on_later(
 ):
     """The kernel refuses to let a file grow, as it does on a full disk.
 
-    Red: SafetensorError left out of write; write in place.
+    Red: only OSError caught in write_folder; `fill(folder)` in place.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -422,7 +424,8 @@ def test_a_write_that_fails_keeps_the_save_before_and_the_run_goes_on_later(
 
 
 def test_a_disk_that_fills_up_in_best_is_one_line_too(run, tmp_path, monkeypatch):
-    """tokenizers raises a bare Exception then. Red: `isinstance(error, OSError)` alone in write."""
+    """tokenizers raises a bare Exception then. Red: `isinstance(error, OSError)` alone
+    in write_folder."""
 
     def full(*_, **__):
         raise Exception("No space left on device (os error 28)")
@@ -480,10 +483,11 @@ def flip(path):
 
 
 @pytest.mark.parametrize("kind", LAST_DAMAGE)
-def test_a_damaged_last_is_named_and_the_save_before_it_gone_on_from(
+def test_a_damaged_last_is_named_and_the_save_before_it_resumed(
     stopped_run, run, whole, tmp_path, capsys, kind
 ):
-    """And nothing but steps is lost. Red: `newest` with `folder` alone; no spare kept by write."""
+    """And nothing but steps is lost. Red: newest_whole with `folder` alone; no
+    spare kept by write_folder."""
     folder = tmp_path / "run"
     shutil.copytree(stopped_run, folder)
     assert stands(folder)["step"] == 20
@@ -499,7 +503,8 @@ def test_a_damaged_last_is_named_and_the_save_before_it_gone_on_from(
 def test_a_damaged_best_is_named_and_no_other_model_put_in_its_place(
     stopped_run, run, tmp_path, capsys
 ):
-    """The copy beside it counts if it is of the same step. Red: find_last without its best part."""
+    """The copy beside it counts if it is of the same step. Red: find_last without
+    restore_best."""
     folder = tmp_path / "run"
     shutil.copytree(stopped_run, folder)
     best = folder / "best"
@@ -518,7 +523,8 @@ def test_a_damaged_best_is_named_and_no_other_model_put_in_its_place(
 def test_a_death_while_an_older_run_is_deleted_is_no_obstacle(
     stopped_run, run, tmp_path, monkeypatch
 ):
-    """--overwrite, killed before, between and after. Red: rmtree without the rename in `remove`."""
+    """--overwrite, killed before, between and after. Red: no rename in
+    remove_folder."""
     rmtree = shutil.rmtree
     for deaths in range(4):
         folder = tmp_path / "run"
@@ -542,7 +548,7 @@ def test_a_death_while_an_older_run_is_deleted_is_no_obstacle(
 
 
 def test_both_copies_damaged_is_an_error_that_says_so(stopped_run, run, tmp_path):
-    """Red: None for an error in `newest`."""
+    """Red: None for an error in newest_whole."""
     folder = tmp_path / "run"
     shutil.copytree(stopped_run, folder)
     for last in (folder / "last", folders.spare_of(folder / "last")):
@@ -552,7 +558,7 @@ def test_both_copies_damaged_is_an_error_that_says_so(stopped_run, run, tmp_path
 
 
 def test_what_a_killed_save_left_is_in_nobodys_way(stopped_run, run, whole, tmp_path):
-    """A stale temporary folder. Red: no rmtree in write."""
+    """A stale temporary folder. Red: no rmtree in write_folder."""
     folder = tmp_path / "run"
     shutil.copytree(stopped_run, folder)
     for name in ("last", "best"):
@@ -566,7 +572,7 @@ def test_what_a_killed_save_left_is_in_nobodys_way(stopped_run, run, whole, tmp_
 
 
 def test_a_second_launch_is_refused_and_the_first_goes_on(stopped_run, run, tmp_path):
-    """Red: no lock in main."""
+    """Red: no lock_folder in fine_tune."""
     folder = tmp_path / "run"
     shutil.copytree(stopped_run, folder)
     with holder(folder) as first:
@@ -593,7 +599,7 @@ def test_a_second_launch_is_refused_and_the_first_goes_on(stopped_run, run, tmp_
 def test_a_changed_setting_that_changes_the_result_is_refused_with_both_values(
     stopped_run, run, tmp_path, monkeypatch, flag, value
 ):
-    """Before the data are read. Red: changes_result=False; refuse_changes in resume alone."""
+    """Before the data are read. Red: changes_result=False; refuse_changes in load_last alone."""
     shutil.copytree(stopped_run, tmp_path / "run")
     monkeypatch.setattr(data, "read_table", lambda *_: pytest.fail("read the data"))
     line = rf"was written with {flag} \S+, not {value}: give the old value"
@@ -681,4 +687,4 @@ def test_speeds_after_a_resume_count_what_was_done_after_it(
     with before_update(tick):
         run(logging_steps=27)
     speeds = dict(scalars(folder)["train/examples_per_second"])
-    assert 7 <= speeds[27] <= 8  # reviews a batch
+    assert 7 <= speeds[27] <= 8  # texts per batch

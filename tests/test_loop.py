@@ -259,22 +259,36 @@ def test_what_ran_where_is_recorded_with_the_result(train_command):
     trained = settings["environment"]
     assert trained == state["environment"] == report["training_environment"]
     assert trained["versions"]["torch"] == torch.__version__
-    wanted = {"device": "cpu", "threads": 1, "processes": 1, "precision": "no"}
+    wanted = {"device": "cpu", "threads": 1, "processes": 1}
     for environment in (trained, report["environment"]):
         assert wanted.items() <= environment.items()
         assert environment["commit"] == find_commit()
 
 
+def test_a_run_is_repeated_from_the_settings_in_its_best(train_command, tmp_path):
+    """And deletes nothing. Red: `environment` left in read_flags; `overwrite` saved."""
+    output = train_command(max_steps=3, overwrite=True)
+    settings = f"--config={output / 'best' / 'training_config.json'}"
+    train.main([settings, f"--output_dir={tmp_path / 'again'}"])
+    again = weights_of(tmp_path / "again")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights_of(output).items())
+    assert not parse(Config, [settings]).overwrite
+
+
 def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
-    """Red: `--dirty` left out of the command."""
-    assert find_commit(tmp_path) == "unknown"
-    (tmp_path / "a").write_text("1")
+    """Red: `--dirty` left out of find_commit; no look at
+    whether the file is tracked."""
+    file = tmp_path / "a"
+    file.write_text("1")
+    assert find_commit(file) == "unknown"
     user = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "a"], [*user, "commit", "-qm", "one"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert re.fullmatch("[0-9a-f]{40}", commit := find_commit(tmp_path))
-    (tmp_path / "a").write_text("2")
-    assert find_commit(tmp_path) == f"{commit} modified"
+    assert re.fullmatch("[0-9a-f]{40}", commit := find_commit(file))
+    file.write_text("2")
+    assert find_commit(file) == f"{commit} modified"
+    (tmp_path / "copied").write_text("of another project")
+    assert find_commit(tmp_path / "copied") == "unknown"
 
 
 def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(

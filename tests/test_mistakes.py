@@ -1062,6 +1062,17 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(flag, places, mon
     assert re.fullmatch(rf"{given}: http://127.0.0.1:9 does not answer \(\w+\); {remedy}", line)
 
 
+def test_a_config_file_may_be_a_pipe(places, tmp_path):
+    """As in `--config <(command)`, whose contents come once. Red: `main` for `fine_tune` in the last
+    line of train.py, which parses the command line again."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    flags = good_flags(places["tiny"], places["corpus"])
+    with Forked("train.py", *flags, f"--config={pipe}", f"--output_dir={tmp_path}") as process:
+        pipe.write_text('{"max_steps": 1}')
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+
+
 @pytest.mark.parametrize("word", ["null", "NA", "nan", "None", "N/A"])
 def test_words_that_pandas_takes_for_nothing_are_texts(word, tmp_path):
     """In a file and in a folder. Red: `keep_default_na` left out of read_table."""

@@ -94,6 +94,17 @@ def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
     assert not any(left.values()), left
 
 
+@pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus"])
+def test_attention_that_switches_itself_off_is_off_from_the_start(kind, tmp_path):
+    """Also in what is saved. Red: no look at "block_sparse" in load_model."""
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
+    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "eos_token_id": 1}
+    config = AutoConfig.for_model(kind, **(SMALL if kind == "big_bird" else sizes))
+    assert config.attention_type == "block_sparse"
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), ["a", "b"]).config.attention_type == "original_full"
+
+
 def test_the_head_is_drawn_from_torchs_generator(tiny):
     """Two seeds, two heads; one seed, one head. Red: a fixed seed inside load_model."""
     heads = []

@@ -136,7 +136,7 @@ def depth(node: ast.AST) -> int:
 
 
 def test_flags_are_answered_before_torch_is_imported():
-    """--help and a mistyped flag. Red: `import torch` above exit_on_help_or_mistake in train.py."""
+    """--help and a mistyped flag. Red: `import torch` above parse_or_exit in train.py."""
     without_torch = "import sys; sys.modules['torch'] = None; import runpy; "
     for script, flag in itertools.product(("train.py", "eval.py"), ("--help", "--learning_rte=1")):
         program = f"sys.argv = ['{script}', '{flag}']; runpy.run_path('{script}', {{}}, '__main__')"

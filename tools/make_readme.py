@@ -36,7 +36,6 @@ def table() -> str:
         )
         for loop in ("ours", "HF Trainer")
     }
-    kills = make_speed.newest("kill")
 
     def texts_per_second(arm) -> tuple[str, str]:
         """Trainer's, and ours with the ratio of each round beside it."""
@@ -50,6 +49,16 @@ def table() -> str:
     def medians(name, digits) -> tuple[str, str]:
         return tuple(f"{arm[name]['median']:.{digits}f}" for arm in (trainer, ours))
 
+    def same(loop, order) -> str:
+        """What `loop` ends in, beside the run that nothing stopped."""
+        (row,) = (
+            row
+            for row in make_speed.newest("resume")["results"]
+            if (row["loop"], row["order"]) == (loop, order)
+        )
+        differ = row["weights_that_differ"]
+        return f"{differ / row['weights']:.0%} of the weights differ" if differ else "same bits"
+
     rows = [
         (
             "Gradient at accumulation 4, as a multiple of the right one",
@@ -62,11 +71,13 @@ def table() -> str:
         ),
         ("Evaluation at batch 16, texts/s", *medians("predict_reviews_per_second", 1)),
         ("Peak memory, GB", *medians("peak_gigabytes", 1)),
-        (
-            f"Killed {kills['kills']} times at random and resumed, in {kills['chains']} runs: "
-            "runs that end in other bits",
-            "not measured",
-            str(len(kills["chains_that_differ"])),
+        *(
+            (
+                f"Stopped in the second epoch and resumed, {order}",
+                same("HF Trainer", key),
+                same("ours", key),
+            )
+            for key, order in (("random", "random order"), ("group_by_length", "length grouping"))
         ),
     ]
     lines = ["| | HF Trainer | ours |", "|---|---|---|"]
