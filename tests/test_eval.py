@@ -82,7 +82,7 @@ ONE_PROCESS = SimpleNamespace(process_index=0, num_processes=1)
 def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, processes):
     """Invariant 5, for any count and processes, in equally many batches.
 
-    Red: `[process::processes]` left out; `most = len(order)`.
+    Red: `[process::processes]` left out; `most = len(own)`.
     """
     ids = [[6] * length for length in lengths]
     data = Dataset.from_dict({"length": lengths, "labels": lengths, "input_ids": ids})
@@ -157,7 +157,7 @@ def test_a_batch_without_padding_has_no_mask_and_an_idle_process_a_row_that_coun
 
 
 def test_token_ids_are_cached_on_disk_under_what_they_depend_on(tiny, corpus):
-    """A second start tokenises nothing. Red: no cache_file_name; the truncation state hashed."""
+    """A second start tokenizes nothing. Red: no cache_file_name; the truncation state hashed."""
     labelled = label_rows(read_table(str(corpus), "test"), "text", "label")
     files = []
     for length, truncation in [(32, "head"), (32, "head"), (16, "head"), (16, "tail")]:
@@ -277,13 +277,10 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
 
 
 def test_what_a_checkpoint_does_not_say_is_the_default():
-    """Red: `fallback = trained or ...` in choose_test."""
+    """Red: `fallback = trained` in choose_test."""
     about = evaluation.choose_test(EvalConfig(dataset="x.csv"), {"max_length": 32})
-    assert (about["dataset"], about["text_column"], about["test_split"]) == (
-        "x.csv",
-        "text",
-        "test",
-    )
+    names = ("dataset", "text_column", "test_split")
+    assert [about[name] for name in names] == ["x.csv", "text", "test"]
 
 
 def test_a_checkpoint_that_a_training_replaces_meanwhile_gets_no_report(

@@ -1063,8 +1063,8 @@ def test_a_hub_that_does_not_answer_is_one_line_within_seconds(flag, places, mon
 
 
 def test_a_config_file_may_be_a_pipe(places, tmp_path):
-    """As in `--config <(command)`, whose contents come once. Red: `main` for `fine_tune` in the last
-    line of train.py, which parses the command line again."""
+    """As in `--config <(command)`, whose contents come once. Red: `main` for `fine_tune` in the
+    last line of train.py, which parses the command line again."""
     os.mkfifo(pipe := tmp_path / "pipe")
     flags = good_flags(places["tiny"], places["corpus"])
     with Forked("train.py", *flags, f"--config={pipe}", f"--output_dir={tmp_path}") as process:
