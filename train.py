@@ -101,8 +101,7 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
         labels = batch.pop("labels")
         with accelerator.accumulate(model):  # processes exchange gradients in the last one only
             logits = model(**batch).logits.float()
-            # Divided by the size of the whole batch, the parts add up to its mean loss, however it
-            # was dealt.
+            # The parts add up to the mean loss of the whole batch, however it was dealt.
             loss = F.cross_entropy(logits, labels, reduction="sum") / examples
             # The factors undo backward()'s division by accumulation and DDP's mean over processes.
             accelerator.backward(loss * accumulation * processes)

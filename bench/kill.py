@@ -2,15 +2,15 @@
 
     python bench/kill.py --kills 200 --seed 0 --folder SCRATCH --json FILE
 
-Runs a job of the demo to its end once. Then, until there are so many kills, chains: in a fresh
-folder up to ten kills and restarts with the same command, and at last a run to the end. Its
-weights, optimizer, progress, `best/`, scalars (but those of the clock) and batches must be equal to
-the bit to those of the first run. Two thirds of the kills come at a file operation of a save or of
-anything, or a few milliseconds after it; the others at a random moment. tests/kill_harness.py runs
-a chain.
+Runs a job of the demo to its end once. Then it runs chains until there are at least --kills kills
+(a chain that was begun is finished): in a fresh folder up to ten kills and restarts with the same
+command, and at last a run to the end. Its weights, optimizer, progress, `best/`, scalars (except
+wall-clock ones) and batches must be equal to the bit to those of the first run. Two thirds of the
+kills come at a file operation (of a save, or any), or a few milliseconds after it; the others at a
+random moment. tests/kill_harness.py runs a chain.
 
-Prints the README's table of kills and writes it as JSON; the status is 1 if a chain differed, and
-its folder is left in SCRATCH.
+Prints the table of docs/robustness.md and writes it as JSON; the status is 1 if a chain differed,
+and its folder is left in SCRATCH.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def run_chains(folder: Path, kills: int, seed: int, workers: int) -> dict:
 
 
 def table(result: dict) -> str:
-    """The kills by place, as the README shows them."""
+    """The kills by place, as docs/robustness.md shows them."""
     kinds = result["kills_by_kind_and_place"]
     lines = ["| Killed in | at a file operation | at a moment |", "|---|---|---|"]
     lines += [

@@ -63,7 +63,7 @@ def make_accelerator(config) -> Accelerator:
         mixed_precision=precision,
         # Given like this, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would win.
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
-        # While the main process tokenises millions of texts, the others wait.
+        # While the main process tokenizes millions of texts, the others wait.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     check_engine(accelerator)

@@ -190,7 +190,7 @@ class Stop:
     """While entered, SIGTERM and Ctrl-C are noted, and the next `check` raises `Stopped`.
 
     A second Ctrl-C ends the process at once. The death of the launcher counts as SIGTERM, because
-    `accelerate launch` passes no signal on.
+    `accelerate launch` of one process passes no signal on.
     """
 
     def __init__(self, processes: int):

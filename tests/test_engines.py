@@ -51,10 +51,10 @@ def one_process(corpus, tmp_path_factory):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_shards_change_no_loss_gradient_rate_or_weight(engine, one_process, tmp_path):
-    """Invariants 1 and 8, with two micro-batches; best/ is a plain model.
+    """With two micro-batches; best/ is a plain model.
 
-    Red: `loss` without `* processes`; the norm left a DTensor; for DeepSpeed: the rate set after
-    the backward, the batch's clipping left out of `prepare`.
+    Red: `loss` without `* processes` in update; clip_gradient without full_tensor; for DeepSpeed:
+    the rate set after the backward pass, "gradient_clipping" left out of wrap_for_engine.
     """
     flags, one, _ = one_process
     dealt = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
@@ -71,7 +71,8 @@ def test_a_run_goes_on_under_another_engine(engine, one_process, tmp_path):
     """From one process to two of another engine, in the middle of a run: `last/` is whole in all.
     It begins with an evaluation, and trains after it.
 
-    Red: moments not scattered; inference_mode in predict; for DeepSpeed: `step` shared by shards.
+    Red: moments left out of scatter_state; inference_mode in predict; for DeepSpeed: one `step`
+    tensor for all shards in scatter_zero_moments.
     """
     flags, one, stopped = one_process
     shutil.copytree(stopped, tmp_path / "run")
@@ -84,7 +85,8 @@ def test_a_run_goes_on_under_another_engine(engine, one_process, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bf16_computes_in_bf16_on_float32_weights(engine, one_process, tmp_path):
-    """By the configuration's own `mixed_precision`. Red: "no" for "auto" in make_accelerator."""
+    """By the configuration's own `mixed_precision`. Red: choose_precision returning "no" for
+    "auto"."""
     flags, one, _ = one_process
     dealt = ["--per_device_train_batch_size=4", "--mixed_precision=auto"]
     launch_engine(engine, *flags, *dealt, f"--output_dir={tmp_path}")

@@ -80,7 +80,7 @@ ONE_PROCESS = SimpleNamespace(process_index=0, num_processes=1)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 7))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, processes):
-    """Invariant 5, for any count and processes, in equally many batches.
+    """For any count and processes, in equally many batches.
 
     Red: `[process::processes]` left out; `most = len(own)`.
     """
@@ -98,7 +98,7 @@ def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, pro
 
 @pytest.mark.parametrize("batch_size", [1, 7, 61, 100])
 def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_size):
-    """Invariants 5 and 10. Red: logits written in the loader's order; the mask not passed on."""
+    """Red: logits written in the loader's order; the mask not passed on."""
     tokenizer, rows = test_set
     model = load_model(str(tiny), ["negative", "positive"]).eval()
     alone = [model(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
@@ -119,7 +119,7 @@ def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
 
 
 def test_padding_changes_no_logit_and_gets_no_attention(tiny):
-    """Invariant 10: whatever stands in the padding. Red: collator drops every attention_mask."""
+    """Whatever stands in the padding. Red: collator drops every attention_mask."""
     tokenizer = load_tokenizer(str(tiny), max_length=32)
     model = load_model(str(tiny), ["negative", "positive"]).eval()
     rows = [{"input_ids": [2, 9, 8, 3], "labels": 0}, {"input_ids": [2, *[7] * 20, 3], "labels": 1}]

@@ -251,7 +251,7 @@ def test_a_launcher_that_is_killed_takes_the_training_with_it_saved(tiny, corpus
 
 
 def test_kills_at_file_operations_and_moments_change_no_bit(tmp_path):
-    """Invariant 3 on processes: one chain of bench/kill.py, which does it two hundred times.
+    """On real processes: one chain of bench/kill.py, which does it two hundred times.
 
     Red: last/ written without its sums; `shutil.rmtree(folder)` before `exchange` in write_folder.
     """

@@ -27,7 +27,7 @@ def content(folder):
 
 
 def test_a_write_that_fails_leaves_the_old_contents(tmp_path):
-    """Red: `fill(folder)` in place."""
+    """Red: `fill(folder)` for `fill(new)` in write_folder."""
     folder = tmp_path / "last"
     folders.write_folder(folder, fill_with("old"))
 
@@ -58,7 +58,7 @@ def test_no_room_is_said_before_a_byte_is_written(tmp_path, monkeypatch):
 
 
 def test_the_contents_of_before_stay_beside_the_new_ones(tmp_path):
-    """Until the next write begins. Red: `shutil.rmtree(new)` after the exchange."""
+    """Until the next write begins. Red: `shutil.rmtree(new)` after `exchange` in write_folder."""
     folder = tmp_path / "last"
     for text in ("one", "two", "three"):
         folders.write_folder(folder, fill_with(text))
@@ -68,7 +68,7 @@ def test_the_contents_of_before_stay_beside_the_new_ones(tmp_path):
 
 def test_a_users_files_in_a_replaced_folder_come_along(tmp_path):
     """A report, a note, a folder of them; what was written is replaced. Red: no keep_users_files
-    in write; the same without `listed`."""
+    in write_folder; keep_users_files without `listed`."""
     folder = tmp_path / "best"
     folders.write_folder(folder, fill_with("one"))
     (folder / "report_test.json").write_text("mine")
@@ -90,7 +90,7 @@ def test_a_users_files_in_a_replaced_folder_come_along(tmp_path):
 
 
 def test_a_model_card_may_be_edited_and_is_not_lost(tmp_path):
-    """Red: verify with CARD; keep_users_files without `edited`."""
+    """Red: verify_folder that checks CARD, too; keep_users_files without `edited`."""
 
     def fill(new):
         (new / "README.md").write_text("card")
@@ -108,7 +108,7 @@ def test_a_model_card_may_be_edited_and_is_not_lost(tmp_path):
 
 @pytest.mark.parametrize("swap", ["the system's call", "two renames"])
 def test_a_folder_is_replaced_by_either_swap(tmp_path, monkeypatch, swap):
-    """Red: `old.rename(aside)` without `new.rename(old)`."""
+    """Red: exchange with `old.rename(aside_of(old))` and without `new.rename(old)`."""
     if swap == "two renames":
         monkeypatch.setattr(folders.ctypes, "CDLL", lambda *_, **__: None)
     folder = tmp_path / "best"
@@ -141,7 +141,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_found_and_the_whole_copy_beside_it_is_used(tmp_path, capsys, kind):
-    """Red: verify without the digest (a flipped bit), without the size, without the manifest."""
+    """Red: verify_folder without sha256_of (a flipped bit), the size or the manifest."""
     folder = tmp_path / "last"
     for text in ("one", "two"):
         folders.write_folder(folder, fill_with(text))
@@ -158,7 +158,7 @@ def test_damage_is_found_and_the_whole_copy_beside_it_is_used(tmp_path, capsys, 
 
 
 def test_the_copy_that_is_wanted_is_the_one_in_its_place(tmp_path, capsys):
-    """A `best/` of a step that a kill undid gives way to the one before. Red: `newest` without
+    """A `best/` of a step that a kill undid gives way to the one before. Red: newest_whole without
     `wanted`."""
     folder = tmp_path / "best"
     for text in ("one", "two"):
@@ -174,7 +174,7 @@ def test_the_copy_that_is_wanted_is_the_one_in_its_place(tmp_path, capsys):
 
 
 def test_a_death_between_two_renames_loses_nothing(tmp_path):
-    """Red: `newest` looking at the folder alone."""
+    """Red: newest_whole that looks at `folder` alone."""
     folder = tmp_path / "last"
     folders.write_folder(folder, fill_with("new"))
     folder.rename(folders.spare_of(folder))
@@ -184,7 +184,8 @@ def test_a_death_between_two_renames_loses_nothing(tmp_path):
 @pytest.mark.parametrize("died_after", [1, 2, 3])
 @pytest.mark.parametrize("wanted", ["one", "two", None])
 def test_a_death_between_the_renames_loses_neither_copy(tmp_path, monkeypatch, died_after, wanted):
-    """Where the disk cannot exchange. Red: `newest` without `aside`; without its first rename."""
+    """Where the disk cannot exchange. Red: newest_whole without aside_of; finish_exchange without
+    its rename."""
     monkeypatch.setattr(folders.ctypes, "CDLL", lambda *_, **__: None)
     folder = tmp_path / "best"
     folders.write_folder(folder, fill_with("one"))
@@ -208,7 +209,7 @@ def test_a_death_between_the_renames_loses_neither_copy(tmp_path, monkeypatch, d
 
 
 def test_a_folder_that_is_a_link_is_written_where_it_points(tmp_path):
-    """Red: `folder.resolve()` left out of write."""
+    """Red: `folder.resolve()` left out of write_folder."""
     (tmp_path / "disk" / "x").mkdir(parents=True)
     (tmp_path / "last").symlink_to(tmp_path / "disk" / "x")
     for text in ("one", "two", "three"):
@@ -219,7 +220,7 @@ def test_a_folder_that_is_a_link_is_written_where_it_points(tmp_path):
 
 
 def test_nothing_written_is_no_error_and_files_beside_the_listed_do_not_matter(tmp_path):
-    """Red: verify comparing the list of files."""
+    """Red: verify_folder that compares the list of files."""
     assert folders.newest_whole(tmp_path / "last") is None
     folders.write_folder(tmp_path / "last", fill_with("x"))
     (tmp_path / "last" / "report_test.json").write_text("{}")
@@ -243,7 +244,7 @@ def holder(folder, seconds=30) -> subprocess.Popen:
 
 
 def test_a_second_run_is_refused_while_the_first_lives_and_not_after_its_kill(tmp_path):
-    """Red: LOCK_NB without LOCK_EX; a lock that is a file's mere existence."""
+    """Red: take_lock without LOCK_EX; a lock that is a file's mere existence."""
     folder = tmp_path / "run"
     with holder(folder) as first:
         with pytest.raises(UserError, match=f"process {first.pid} on .* trains there; give"):
@@ -258,7 +259,7 @@ def test_a_second_run_is_refused_while_the_first_lives_and_not_after_its_kill(tm
 
 
 def test_a_folder_that_a_mistake_left_empty_goes_again_and_a_used_one_stays(tmp_path):
-    """Red: no rmdir in lock; rmdir of a folder that was there before."""
+    """Red: no rmdir in lock_folder; rmdir of a folder that was there before."""
     there = tmp_path / "there"
     there.mkdir()
     for folder in (tmp_path / "new", there):
@@ -271,7 +272,7 @@ def test_a_folder_that_a_mistake_left_empty_goes_again_and_a_used_one_stays(tmp_
 
 
 def test_a_disk_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
-    """Red: neither ENOTSUP nor EOPNOTSUPP (one number on Linux) in holds."""
+    """Red: neither ENOTSUP nor EOPNOTSUPP (one number on Linux) in take_lock."""
 
     def flock(*_):
         raise OSError(errno.ENOTSUP, "Operation not supported")

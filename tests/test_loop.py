@@ -49,9 +49,10 @@ def assert_same_bits(a, b):
 
 
 def test_losses_equal_hf_trainers_step_by_step(tiny, corpus, tmp_path):
-    """Invariant 2: same batches, dropout off; Trainer with its own optimizer, decay and schedule.
+    """Same batches, dropout off; Trainer with its own optimizer, decay and schedule.
 
-    Red: `reduction="mean"` with no division; `done = step` in learning_rate; bias decayed; no clip.
+    Red: `reduction="mean"` in update, with no division; `done = step` in learning_rate; biases that
+    decay; no clipping.
     """
     flags = {
         "model": tiny,
@@ -73,7 +74,7 @@ def test_losses_equal_hf_trainers_step_by_step(tiny, corpus, tmp_path):
 def test_a_step_is_the_textbook_step(train_command):
     """The golden step: cross-entropy, clipping and AdamW (Loshchilov & Hutter 2019) written out.
 
-    Red: `fused` AdamW with another eps; `max_grad_norm` ignored; decay of all parameters.
+    Red: AdamW with another eps; `max_grad_norm` ignored; decay of all parameters.
     """
     output = train_command(
         max_steps=2, warmup_steps=1, dropout=0.0, max_grad_norm=0.05, weight_decay=0.3
@@ -108,7 +109,7 @@ def torch_gradient(run, step, norm):
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 0.06, 0.5, 7])
 def test_the_learning_rate_is_that_of_get_scheduler(kind, warmup):
-    """Invariant 8, at every step. Red: `done = step` in learning_rate."""
+    """At every step. Red: `done = step` in learning_rate."""
     total = 40
     name = "constant_with_warmup" if kind == "constant" else kind
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-5)
@@ -125,10 +126,10 @@ def test_the_learning_rate_is_that_of_get_scheduler(kind, warmup):
 def test_accumulation_and_ragged_batches_give_the_same_gradient(
     train_command, tmp_path, monkeypatch
 ):
-    """Invariant 1 in one process: batch 8 = 4 x 2 = 1 x 8, with 105 texts in batches of 7 and 8.
+    """In one process: batch 8 = 4 x 2 = 1 x 8, with 105 texts in batches of 7 and 8.
     The whole gradient of every step, as one vector, on the same weights (the rate is next to 0).
 
-    Red: `loss.mean()` a micro-batch; division by batch_size instead of the batch's examples.
+    Red: the mean loss of each micro-batch, or the batch size instead of `examples`, in update.
     """
     clip, gradients = Accelerator.clip_grad_norm_, {}
 
@@ -162,7 +163,7 @@ def test_accumulation_and_ragged_batches_give_the_same_gradient(
 def test_a_run_stopped_anywhere_and_started_again_ends_in_the_same_bits(
     step, train_command, tmp_path
 ):
-    """Invariant 3, with dropout. Red: seeding once, before the loop; sums not saved."""
+    """With dropout. Red: seeding once, before the loop; sums left out of save_last."""
     whole = train_command(output_dir=tmp_path / "whole")
     with dying_at(step):
         train_command(output_dir=tmp_path / "stopped")
@@ -175,7 +176,7 @@ def test_a_run_stopped_anywhere_and_started_again_ends_in_the_same_bits(
 def test_every_step_draws_its_own_dropout_masks(train_command):
     """One batch over and over, the rate next to 0: only the masks can change the loss.
 
-    Red: torch.manual_seed(config.seed) in the loop.
+    Red: torch.manual_seed(config.seed) in update.
     """
     output = train_command(
         max_train_samples=8, max_steps=6, learning_rate=1e-30, logging_steps=1, dropout=0.3
@@ -186,13 +187,13 @@ def test_every_step_draws_its_own_dropout_masks(train_command):
 
 
 def test_seeds_of_dropout_do_not_collide():
-    """Over seeds, steps and processes. Red: `seed + step + process`."""
+    """Over seeds, steps and processes. Red: `seed + step + process` in dropout_seed."""
     seeds = {train.dropout_seed(s, t, p) for s in (0, 1, 42) for t in range(200) for p in range(8)}
     assert len(seeds) == 3 * 200 * 8
 
 
 def test_evaluation_changes_nothing(train_command, tmp_path):
-    """Invariant 4, with dropout. Red: seeding once, and a loader without a generator."""
+    """With dropout. Red: seeding once, and make_loader without its generator."""
     often = train_command(output_dir=tmp_path / "often", eval_steps=2, validate_steps=3)
     never = train_command(output_dir=tmp_path / "never", eval_steps=999, validate_steps=999)
     assert all(
@@ -204,7 +205,7 @@ def test_evaluation_changes_nothing(train_command, tmp_path):
 def test_two_runs_of_one_command_are_equal_to_the_bit_and_another_seed_is_not(
     train_command, tmp_path
 ):
-    """Red: the head drawn before torch.manual_seed(config.seed)."""
+    """Red: the head drawn before torch.manual_seed(config.seed) in set_up."""
     one, two = (train_command(output_dir=tmp_path / name) for name in ("one", "two"))
     assert_same_bits(one, two)
     other = train_command(output_dir=tmp_path / "other", seed=43)
@@ -218,7 +219,7 @@ def test_two_runs_of_one_command_are_equal_to_the_bit_and_another_seed_is_not(
 def test_best_is_the_earliest_highest_accuracy_and_no_nan_or_resume_replaces_it(
     train_command, monkeypatch, tmp_path
 ):
-    """Invariant 6. Red: `>=` for `>`; no isfinite; Progress without best_accuracy."""
+    """Red: in keep_best `>=` for `>`, or no isfinite; Progress without best_accuracy."""
     script = {3: 0.5, 6: 0.8, 9: 0.8, 12: float("nan"), 15: 0.7, 18: 0.9, 21: 0.75, 24: 0.9}
 
     def scripted(run, data, name):
@@ -238,7 +239,7 @@ def test_best_is_the_earliest_highest_accuracy_and_no_nan_or_resume_replaces_it(
 
 
 def test_best_loads_everywhere_with_the_data_sets_own_label_names(train_command):
-    """`pipeline` and `from_pretrained`, float32. Red: `id2label` left out in load_model."""
+    """`pipeline` and `from_pretrained`, float32. Red: `id2label` left out of load_model."""
     from transformers import pipeline
 
     best = train_command(max_steps=4) / "best"
@@ -276,8 +277,7 @@ def test_a_run_is_repeated_from_the_settings_in_its_best(train_command, tmp_path
 
 
 def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
-    """Red: `--dirty` left out of find_commit; no look at
-    whether the file is tracked."""
+    """Red: `--dirty` left out of find_commit; no look at whether the file is tracked."""
     file = tmp_path / "a"
     file.write_text("1")
     assert find_commit(file) == "unknown"
@@ -294,7 +294,8 @@ def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
 def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(
     train_command, corpus, tmp_path, capsys
 ):
-    """eval.py refuses the split of the training, and a file has no other. Red: `other` empty."""
+    """eval.py refuses the split of the training, and a file has no other. Red: `one_file` False
+    in describe_end."""
     train_command(max_steps=1)
     assert capsys.readouterr().out.endswith("/best\n")
     train_command(max_steps=1, dataset=corpus / "train.csv", output_dir=tmp_path / "other")
@@ -302,7 +303,8 @@ def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(
 
 
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
-    """Red: `if True` for the check of progress.step in main; rmtree of the whole output folder."""
+    """Red: `if True` for the check of progress.step in fine_tune; rmtree of the whole output folder
+    in delete_run."""
     output = train_command(max_steps=4)
     note = output / "my notes.txt"
     note.write_text("mine")
@@ -316,7 +318,7 @@ def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, c
 
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(train_command, tmp_path):
-    """Red: rmtree of runs/; no look for the manifest."""
+    """Red: rmtree of runs/ in delete_run; no look for the manifest in refuse_to_delete."""
     (tmp_path / "run" / "runs" / "other").mkdir(parents=True)
     (tmp_path / "run" / "runs" / "other" / "events.out.tfevents.1").write_text("another project's")
     output = train_command(max_steps=2, overwrite=True)
@@ -334,7 +336,7 @@ def test_a_run_in_which_nothing_finite_was_learnt_says_so(train_command):
 
 
 def test_every_scalar_of_the_contract_is_written_at_its_steps(train_command):
-    """Red: log_window at `step % 7`."""
+    """Red: log_window at `step % 7` in follow_up."""
     curves = {tag: [step for step, _ in points] for tag, points in scalars(train_command()).items()}
     every_5, last = [5, 10, 15, 20, 25], [28]
     assert {tag: steps for tag, steps in curves.items() if tag.startswith("train/")} == {
@@ -355,7 +357,7 @@ def test_every_scalar_of_the_contract_is_written_at_its_steps(train_command):
 
 
 def test_logged_loss_is_the_mean_over_the_window(train_command, tmp_path):
-    """Red: sums not zeroed; division by logging_steps at a shorter last window."""
+    """Red: sums not zeroed in log_window; division by logging_steps in a shorter last window."""
     each = scalars(train_command(output_dir=tmp_path / "each", logging_steps=1))["train/loss"]
     window = scalars(train_command(output_dir=tmp_path / "window", logging_steps=10))["train/loss"]
     values = [value for _, value in each]

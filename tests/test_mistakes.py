@@ -3,11 +3,10 @@
 A case is data: the flags over those of a good run, the files there, and the lines that come of it,
 whole, where `...` stands for what a library says. All go through `main` of train.py or eval.py.
 
-Red: any check left out of flags.convert, hub.locate, read_table, label_rows, check_texts,
-load_tokenizer, load_classifier, find_last, load_last or eval.check_flags (the case ends in a
-traceback, or trains); a value or remedy left out of a line; a `print` before a check; an error
-class left out of hub.LOADING_ERRORS; `logging.set_verbosity` left out of tables.py (a second line
-on stderr).
+Red: any check left out of flags.convert, of the functions of hub.py, tables.py and report/files.py,
+of load_tokenizer, find_last, load_last or eval.check_flags (the case ends in a traceback, or
+trains); a value or remedy left out of a line; a `print` before a check; an error class left out of
+hub.LOADING_ERRORS; `logging.set_verbosity` left out of tables.py (a second line on stderr).
 """
 
 import contextlib
@@ -1034,7 +1033,7 @@ def test_train(case, places, capfd):
 
 @table(OUTPUT)
 def test_train_where_something_is(case, places, capfd):
-    """Red: `find_last` or `resume` without one of its checks, or `newest` without `verify`."""
+    """Red: find_last or load_last without one of its checks; newest_whole without verify_folder."""
     good = good_flags(places["tiny"], places["corpus"])
     assert_lines(case, train.main, [*good, f"--output_dir={places['tmp']}/run"], places, capfd)
 
@@ -1093,7 +1092,7 @@ def test_words_that_pandas_takes_for_nothing_are_texts(word, tmp_path):
     ],
 )
 def test_splits_that_share_rows(trained, asked, refused, places):
-    """By what is in them. Red: `==` between the names of the two splits, or no look at all."""
+    """By what is in them. Red: load_test comparing the names of the two splits, or nothing."""
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
     settings = settings | {"train_split": trained}
     about = evaluation.choose_test(evaluation.EvalConfig(test_split=asked), settings)
@@ -1103,7 +1102,7 @@ def test_splits_that_share_rows(trained, asked, refused, places):
 
 
 def test_another_data_set_is_read_without_the_configuration_of_the_training(places):
-    """Red: load_test without the line that takes them out."""
+    """Red: choose_test without the line that takes them out."""
     write_csv(places["tmp"] / "x.csv", make_rows(20, seed=3))
     settings = json.loads((places["finished"] / "best" / "training_config.json").read_text())
     trained = settings | {"dataset_config_name": "sst2", "dataset_revision": "v2"}
@@ -1116,7 +1115,8 @@ def test_another_data_set_is_read_without_the_configuration_of_the_training(plac
 
 @pytest.mark.parametrize(("rank", "expected"), [("0", "error: a b\nerror: c\n"), ("1", "")])
 def test_lines_come_from_the_first_process_and_the_status_is_2(rank, expected, monkeypatch, capsys):
-    """Red: `sys.exit(1)`, or `error.args[0]` alone, or no look at LOCAL_RANK in run_command."""
+    """Red: explain with status 1, or with the first of `error.args` alone; failed_first without its
+    look at LOCAL_RANK."""
     monkeypatch.setenv("LOCAL_RANK", rank)
 
     def main():
@@ -1129,7 +1129,7 @@ def test_lines_come_from_the_first_process_and_the_status_is_2(rank, expected, m
 
 
 def test_a_long_value_leaves_a_line_readable():
-    """Red: UserError without its cut, or with one that takes the remedy."""
+    """Red: UserError without its cut, or with one that drops the remedy."""
     (line,) = UserError(f"label {'very ' * 1000} is unknown; give another").args
     assert len(line) <= 700
     assert line.startswith("label very")
@@ -1152,7 +1152,8 @@ def processes(tiny, corpus, tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_as_a_shell_sees_it(processes, name):
-    """Status 2, nothing but the lines, no traceback. Red: train.py ending in a bare `main()`."""
+    """Status 2, nothing but the lines, no traceback. Red: train.py ending in a bare
+    `fine_tune(GIVEN)`, without run_command."""
     status, out, err = processes[name]
     assert status == 2
     assert out == ""

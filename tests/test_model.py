@@ -30,10 +30,10 @@ MODELS = {
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_matrices_decay_and_biases_and_norms_do_not(kind):
-    """Invariant 9, against the shape: what decays has two dimensions, what does not has one.
+    """Against the shape: what decays has two dimensions, what does not has one.
 
-    Red: `["bias", "LayerNorm.weight"]` by name (fails for distilbert and modernbert); nn.Embedding
-    left out of the types.
+    Red: parameter_groups by the names `["bias", "LayerNorm.weight"]` (fails for distilbert and
+    modernbert); nn.Embedding left out of its types.
     """
     model = AutoModelForSequenceClassification.from_config(
         AutoConfig.for_model(kind, **MODELS[kind])
@@ -50,7 +50,7 @@ def test_matrices_decay_and_biases_and_norms_do_not(kind):
 
 
 def test_weights_are_float32_whatever_the_file_holds(tmp_path):
-    """Red: `dtype` left out of load_model."""
+    """Red: `dtype` left out of load_classifier."""
     folder = make_model(tmp_path / "half", dtype="bfloat16")
     half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     half.save_pretrained(folder)
@@ -61,7 +61,8 @@ def test_weights_are_float32_whatever_the_file_holds(tmp_path):
 
 
 def test_weights_that_no_logit_depends_on_are_not_trained():
-    """BigBird's pooler; DDP would wait for its gradient. Red: no requires_grad_ in the function."""
+    """BigBird's pooler; DDP would wait for its gradient. Red: no requires_grad_ in
+    freeze_unused."""
     for kind, frozen in (("big_bird", ["bert.pooler.weight", "bert.pooler.bias"]), ("bert", [])):
         model = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model(kind, **MODELS[kind])
@@ -75,7 +76,7 @@ def test_weights_that_no_logit_depends_on_are_not_trained():
 
 
 def test_dropouts_are_set_where_the_model_has_them(tiny):
-    """Red: `overrides` not passed on."""
+    """Red: `overrides` not passed on by load_model."""
     own = load_model(str(tiny), ["a", "b"])
     assert own.config.attention_dropout == 0.0
     assert own.config.dropout == 0.1
@@ -85,7 +86,8 @@ def test_dropouts_are_set_where_the_model_has_them(tiny):
 
 @pytest.mark.parametrize("kind", [*MODELS, "albert"])
 def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
-    """Its head's, too. Red: a list of names without ALBERT's classifier_dropout_prob."""
+    """Its head's, too. Red: load_model with a list of names, without ALBERT's
+    classifier_dropout_prob."""
     sizes = MODELS.get(kind, {**SMALL, "embedding_size": 16})
     AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), ["a", "b"], dropout=0.0)

@@ -20,14 +20,14 @@ windows = st.sampled_from([1, 3, 50])
 
 @given(lengths, sizes, seeds, st.integers(0, 5), windows)
 def test_every_row_comes_exactly_once_an_epoch(lengths, size, seed, epoch, window):
-    """Red: `order[1:]` instead of `order` in plan_epoch."""
+    """Red: `rows[1:]` for `rows` where plan_epoch cuts a window into batches."""
     batches = plan_epoch(lengths, size, seed, epoch, window)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
 
 
 @given(lengths, sizes, seeds, windows)
 def test_batches_differ_by_at_most_one_in_size_and_never_exceed_it(lengths, size, seed, window):
-    """Red: batches as slices of `batch_size`, which leave a ragged last one."""
+    """Red: plan_epoch with slices of `batch_size`, which leave a smaller last batch."""
     counts = {len(batch) for batch in plan_epoch(lengths, size, seed, 0, window)}
     assert max(counts) - min(counts) <= 1
     assert max(counts) <= size
@@ -45,7 +45,8 @@ def test_the_plan_is_a_pure_function(lengths, size, seed, epoch):
 
 @given(lengths, sizes, seeds, st.integers(1, 60))
 def test_step_k_is_the_same_batch_whoever_asks_first(lengths, size, seed, step):
-    """Resuming at k asks a new plan for batch k. Red: one generator for all epochs of a plan."""
+    """Resuming at k asks a new plan for batch k. Red: one generator for all epochs of a
+    BatchPlan."""
     walked, jumped = (BatchPlan(lengths, size, seed) for _ in range(2))
     for earlier in range(1, step):
         walked[earlier]
@@ -54,7 +55,8 @@ def test_step_k_is_the_same_batch_whoever_asks_first(lengths, size, seed, step):
 
 @given(st.lists(st.integers(0, 99), max_size=40), st.integers(1, 40))
 def test_what_is_cut_out_of_the_middle_leaves_both_ends(ids, max_length):
-    """Red: `ids[head - max_length :]` for the end, which is all of them if max_length is 1."""
+    """Red: `ids[head - max_length :]` for the end in cut_middle, which is all of them if max_length
+    is 1."""
     kept = cut_middle(ids, max_length)
     assert len(kept) == min(len(ids), max_length)
     head = min(len(kept), max_length // 4 + 1)
@@ -76,7 +78,7 @@ def test_dealing_gives_every_row_to_one_part_whatever_the_mix(lengths, size, pro
 
 
 def test_the_order_changes_from_epoch_to_epoch_and_from_seed_to_seed():
-    """Red: `default_rng(seed)` without the epoch."""
+    """Red: `default_rng(seed)` without the epoch in plan_epoch."""
     plans = [
         np.concatenate(plan_epoch(np.arange(1, 101), 8, seed, epoch, 50)).tolist()
         for seed, epoch in [(0, 0), (0, 1), (1, 0)]
@@ -99,7 +101,8 @@ def test_length_windows_leave_little_padding_and_random_does_not():
 
 
 def test_batches_come_in_no_order_of_length():
-    """HF Trainer yields each window longest first. Red: no permutation of the batches."""
+    """HF Trainer yields each window longest first. Red: no permutation of the batches in
+    plan_epoch."""
     lengths = np.random.default_rng(0).integers(5, 500, 1600)
     means = [lengths[batch].mean() for batch in plan_epoch(lengths, 16, 0, 0, 50)]
     ranks = np.argsort(np.argsort(means[:50]))
@@ -122,7 +125,7 @@ def test_equal_texts_stay_on_one_side_of_a_split(rows, share, seed):
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=200), st.floats(0, 1), seeds)
 def test_a_part_has_the_asked_size_and_each_class_its_share_to_within_one(labels, share, seed):
-    """Red: the remainders not handed out (`quota += 1` left away)."""
+    """Red: share_out without its `+= 1`, which hands out the remainders."""
     size = int(len(labels) * share)
     part, _ = stratified_part(labels, size, seed)
     assert len(part) == size
@@ -132,7 +135,8 @@ def test_a_part_has_the_asked_size_and_each_class_its_share_to_within_one(labels
 
 
 def test_the_published_sizes_of_imdb_are_met_though_97_texts_stand_twice():
-    """25,000 = 17,500 + 7,500, each half positive. Red: duplicates counted once in the quota."""
+    """25,000 = 17,500 + 7,500, each half positive. Red: duplicates counted once in the
+    quota of stratified_part."""
     texts = [str(row) for row in range(24903)] + [str(row) for row in range(97)]
     labels = [row % 2 for row in range(24903)] + [row % 2 for row in range(97)]
     part, rest = stratified_part(labels, 7500, 0, texts)

@@ -26,7 +26,7 @@ def test_bf16_is_for_the_arithmetic_alone(flags, train_command, tmp_path, monkey
     """By the flag, or as `accelerate launch` and its config files ask for it. Validation has it
     too, and says so; weights and moments are float32.
 
-    Red: "no" for "auto" in make_accelerator; a model cast to bfloat16.
+    Red: choose_precision returning "no" for "auto"; a model cast to bfloat16.
     """
     plain = train_command(logging_steps=1, dropout=0.0, output_dir=tmp_path / "plain")
     if not flags:
@@ -73,7 +73,8 @@ def fp16(monkeypatch):
 def test_an_fp16_step_that_overflows_is_skipped_counted_and_a_step(fp16, train_command, tmp_path):
     """The scale begins at 2^30: some halvings are needed, each a step without an update.
 
-    Red: no `where` around the norm; scalars of windows without an update.
+    Red: no `where` around the norm in Monitor.add_step; loss and norm written for steps without an
+    update.
     """
     fp16(2.0**30)
     folder = train_command(logging_steps=1, dropout=0.0)
@@ -91,7 +92,7 @@ def test_an_fp16_step_that_overflows_is_skipped_counted_and_a_step(fp16, train_c
 
 
 def test_an_fp16_run_stopped_and_started_again_ends_in_the_same_bits(fp16, train_command, tmp_path):
-    """With its loss scale. Red: the scaler's state left out of `last/`, or of resume."""
+    """With its loss scale. Red: the scaler's state left out of save_last, or of load_last."""
     fp16(2.0**30)
     whole = train_command(output_dir=tmp_path / "whole")
     with dying_at(9):  # updates: those that were skipped do not count
@@ -101,7 +102,8 @@ def test_an_fp16_run_stopped_and_started_again_ends_in_the_same_bits(fp16, train
 
 def test_an_fp16_run_that_diverges_ends(fp16, train_command, tmp_path, monkeypatch):
     """Every loss infinite: the scale is halved at each step. Red: read_sums without get_scale; no
-    `where` around the loss (it then ends at the first, which need not be the end)."""
+    `where` around the loss in Monitor.add_step (the run then ends at the first overflow, from which
+    it might have recovered)."""
     entropy = train.F.cross_entropy
     monkeypatch.setattr(train.F, "cross_entropy", lambda *a, **k: entropy(*a, **k) * float("inf"))
     fp16(1.0)
@@ -116,7 +118,8 @@ def test_a_compiled_model_trains_alike(train_command, tmp_path, monkeypatch):
     """To rounding, with lengths that vary; `best/` has the plain names. Compiled without inductor,
     which takes minutes (bench/compiled.py of commit 760e513 has it).
 
-    Red: no model.compile in prepare; `torch.compile(model)` (its names begin with _orig_mod).
+    Red: no model.compile in wrap_for_engine; `torch.compile(model)` (its names begin with
+    _orig_mod).
     """
     compiled, compile_ = [], torch.nn.Module.compile
 

@@ -48,7 +48,7 @@ def launch(processes: int, script: str, *flags: str) -> str:
 
 @pytest.mark.parametrize(("processes", "size", "count"), [(2, 50, 7), (3, 9, 6)])
 def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, count):
-    """Invariants 1, 5 and 8 against float64, one process, one forward pass: bench/dealing.py, which
+    """Against float64, one process, one forward pass: bench/dealing.py, which
     has more sizes and the peers. In 12 parts of 9 texts a process has none.
 
     Red: `* accumulation` or `* processes` left out; a share dealt twice; a rate of step + 1.
@@ -69,7 +69,7 @@ def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, c
 
 
 def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
-    """Invariant 5: 61 texts over 3 processes in batches of 7. Red: predict without its reduce."""
+    """61 texts over 3 processes in batches of 7. Red: predict without its reduce."""
 
     train.main([f"--model={tiny}", f"--dataset={corpus}", f"--output_dir={tmp_path}", *FLAGS])
     best = tmp_path / "best"
@@ -83,7 +83,7 @@ def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
 
 
 def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny, corpus, tmp_path):
-    """Invariant 3 on two processes, with dropout, stopped inside an evaluation or a window; after a
+    """On two processes, with dropout, stopped inside an evaluation or a window; after a
     SIGKILL of the main one the other ends within ten seconds.
 
     Red: each process raising its own flag in `check`; `sums` saved as their sum; no group in Stop
@@ -266,10 +266,17 @@ def test_processes_that_read_other_texts_are_refused(tiny, corpus, tmp_path):
 
 
 def test_scalars_up_to_a_save_are_on_the_disk_with_it(tiny, corpus, tmp_path):
-    """A kill -9 after `last/` of step 6. Red: save_last without its flush."""
+    """A kill -9 after `last/` of step 6, with a slow disk under TensorBoard. Red: save_last
+    without its flush."""
+    slow = (
+        "import time\n"
+        "from tensorboard.summary.writer.record_writer import RecordWriter\n"
+        "write = RecordWriter.write\n"
+        "RecordWriter.write = lambda self, data: (time.sleep(0.05), write(self, data))"
+    )
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
     flags += ["--logging_steps=2", "--save_steps=6", "--validate_steps=99", "--max_save_share=1"]
-    script = write_script(tmp_path, "if update == 8: os.kill(os.getpid(), 9)")
+    script = write_script(tmp_path, "if update == 8: os.kill(os.getpid(), 9)", first=slow)
     with Group(1, script, *flags) as running:
         running.communicate(timeout=60)
     assert saved_step(tmp_path / "run") == 6

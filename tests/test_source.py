@@ -31,7 +31,7 @@ def test_the_list_of_files_is_complete():
 
 
 def test_only_eval_names_the_test_split():
-    """Invariant 7. Red: `config.test_split` anywhere in train.py."""
+    """Red: `config.test_split` anywhere in train.py."""
     for name in set(HOUSE) - {"config", "eval"}:
         for node in ast.walk(ast.parse(source_of(name))):
             word = (
@@ -82,7 +82,7 @@ def test_train_does_not_wait_for_evaluate():
 
 
 def test_the_test_split_has_no_part_in_training(tiny, tmp_path):
-    """Invariant 7, by what happens: another test split, one fingerprint of what is learnt from.
+    """By what happens: another test split, one fingerprint of what is learnt from.
 
     Red: `read_table(config.dataset, "test")` in train.py.
     """
@@ -99,7 +99,7 @@ def test_the_test_split_has_no_part_in_training(tiny, tmp_path):
 
 
 def test_no_text_of_the_demo_stands_in_two_places():
-    """Invariant 7 for the shipped example. Red: a line of test.csv copied into train.csv."""
+    """In the shipped example. Red: a line of test.csv copied into train.csv."""
     folder = ROOT / "demo" / "corpus"
     texts = []
     for name in ("train", "test"):
