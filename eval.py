@@ -27,13 +27,14 @@ from datasets.fingerprint import Hasher
 
 from data import eval_batches, sample, tokenize
 from model import load_classifier, load_tokenizer, predict, score
-from report.files import WRITERS, check_output, refuse_to_replace
+from report.files import check_output, refuse_to_replace
+from report.predictions import print_predictions, write_predictions
 from runtime.checkpoint import read_training_settings
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
 from runtime.hub import read_class_names
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
-from runtime.tables import check_texts, label_rows, read_table
+from runtime.tables import label_rows, read_table
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -185,38 +186,6 @@ def count_seen(test: Dataset, trained: dict) -> int | None:
     except (UserError, KeyError):
         return None
     return sum(text in seen for text in test["text"])
-
-
-# ---------------------------------------------------------------- new texts
-
-
-def print_predictions(texts: tuple[str, ...], classifier: Classifier) -> None:
-    logits = classifier.logits(Dataset.from_dict({"text": list(texts)}))
-    for text, row in zip(texts, logits.softmax(-1), strict=True):
-        label = classifier.names[row.argmax()]
-        classifier.accelerator.print(f"{label}  {row.max():.4f}  {text}")
-
-
-def write_predictions(config: EvalConfig, classifier: Classifier) -> None:
-    """The table of --input with two more columns, `predicted_label` and `probability`."""
-    name = config.text_column or classifier.trained.get("text_column", "text")
-    table = read_table(config.input, "train", flag="--input")  # "train": a file has one split
-    output = Path(config.output)
-    for added in ("predicted_label", "probability"):
-        if added in table.column_names:
-            raise UserError(f"--input {config.input}: has a column {added} already; rename it")
-    if name not in table.column_names:
-        raise UserError(
-            f"--text_column {name}: no such column; give one of {', '.join(table.column_names)}"
-        )
-    check_texts(table, name)
-    logits = classifier.logits(Dataset.from_dict({"text": table[name][:]}))
-    probability, label = logits.softmax(-1).max(-1)
-    table = table.add_column("predicted_label", [classifier.names[index] for index in label])
-    table = table.add_column("probability", probability.tolist())
-    if classifier.accelerator.is_main_process:
-        getattr(table, WRITERS[output.suffix])(str(output))
-        print(f"{len(table):,} predictions written to {output}")
 
 
 # ---------------------------------------------------------------- the command

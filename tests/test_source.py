@@ -16,7 +16,7 @@ RUNTIME += ["deepspeed", "engines", "checkpoint", "monitor"]
 TOP = ["config", "data", "model"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + TOP
-HOUSE += ["report.metrics", "report.files", "eval", "train"]
+HOUSE += ["report.metrics", "report.files", "report.predictions", "eval", "train"]
 
 
 def source_of(name: str) -> str:
@@ -58,7 +58,7 @@ def test_imports_go_one_way():
     for position, name in enumerate(HOUSE):
         later = imports_of(name) & set(HOUSE[position:])
         assert not later, f"{name} imports {later}"
-    assert not imports_of("train") & {"eval", "report.metrics", "report.files"}
+    assert not {name for name in imports_of("train") if name.startswith(("eval", "report"))}
 
 
 def test_no_two_functions_share_a_name():
