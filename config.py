@@ -26,8 +26,8 @@ from runtime.flags import (
 class Config:
     """A training run.
 
-    A flag that means the same as in transformers' TrainingArguments has the same name, but for
-    eval_steps: here it is about a sample, and validate_steps about the whole validation split.
+    Flags that transformers' TrainingArguments has too mean the same here, but for eval_steps: that
+    evaluates on a sample, and validate_steps on the whole validation split.
     """
 
     # Data
@@ -38,10 +38,10 @@ class Config:
     label_column: str = flag("label", "column of class labels: names, integers or strings")
     train_split: str = flag("train", "split to train on; a part of it becomes the validation split")
     test_split: str = adjustable("test", "split for eval.py; train.py never opens it")
-    validation_size: float = flag(0.3, "share of that split to validate on", BETWEEN_0_AND_1)
-    validation_seed: int = flag(0, "seed of that split; independent of --seed", SEED)
+    validation_size: float = flag(0.3, "share of --train_split to validate on", BETWEEN_0_AND_1)
+    validation_seed: int = flag(0, "seed for drawing that share; independent of --seed", SEED)
     max_train_samples: int | None = flag(None, "train on at most N texts, stratified", AT_LEAST_1)
-    max_validation_samples: int | None = flag(None, "the same for validation", AT_LEAST_1)
+    max_validation_samples: int | None = flag(None, "validate on at most N texts", AT_LEAST_1)
 
     # Model
     model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of an encoder")
@@ -52,13 +52,13 @@ class Config:
         "what is kept of a longer text; head_tail: a quarter from its start, the rest from its end",
         one_of("head", "tail", "head_tail"),
     )
-    attention_dropout: float = flag(0.0, "above 0: no fused attention on CPU", FROM_0_BELOW_1)
+    attention_dropout: float = flag(0.0, "not the model's; above 0: slow on CPU", FROM_0_BELOW_1)
     dropout: float | None = flag(None, "every other dropout; default: the model's", FROM_0_BELOW_1)
 
     # Optimization
     num_train_epochs: float = flag(3.0, "passes over the training split", ABOVE_0)
     max_steps: int = flag(-1, "number of updates; -1: by --num_train_epochs", MINUS_1_OR_ABOVE_0)
-    # Their product and the number of processes make the global batch, which a resumed run keeps.
+    # Global batch: these two times the number of processes. A resumed run keeps it.
     per_device_train_batch_size: int = adjustable(16, "texts per process and pass", AT_LEAST_1)
     gradient_accumulation_steps: int = adjustable(1, "forward passes per update", AT_LEAST_1)
     per_device_eval_batch_size: int = adjustable(64, "texts per pass in evaluation", AT_LEAST_1)
@@ -82,7 +82,7 @@ class Config:
     eval_samples: int = adjustable(150, "validation texts in such an evaluation", AT_LEAST_1)
     save_steps: int = adjustable(200, "steps between writes of last/", AT_LEAST_1)
     max_save_share: float = adjustable(
-        0.02, "largest share of the time for writing last/; above it, writes wait", ABOVE_0_UP_TO_1
+        0.02, "share of the time for --save_steps; above it, saves are skipped", ABOVE_0_UP_TO_1
     )
     validate_steps: int | None = flag(
         None, "steps between full validations, which choose best/; default: an epoch", AT_LEAST_1
@@ -101,7 +101,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """An evaluation. What is not given comes from the checkpoint's `training_config.json`."""
+    """An evaluation. Data flags that are not given are those of the training."""
 
     ckpt: str = flag("best", "best/, or another folder of a saved classifier")
     text: tuple[str, ...] = flag((), "a text to classify; may be repeated")

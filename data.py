@@ -4,7 +4,6 @@ In: a data set's name, a tokenizer, a seed. Out: tokenized splits, and loaders o
 Independent of: weights, optimizers, devices.
 """
 
-import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,15 +23,14 @@ from runtime.tables import column, label_rows, read_table
 
 
 def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (the part, the rest), ascending. If enough texts are unique, the part has `size`
-    rows, and each class its proportion of them to within one row.
+    """Draw `size` rows, stratified by label: row numbers (drawn, rest), both ascending.
 
-    Equal texts stay on one side: 97 of IMDb's training reviews occur twice, and a copy in the
-    validation split would be scored from memory. A text goes to the part if all its copies fit
-    into the quotas of their classes.
+    Equal texts are drawn together or not at all, so that none is in training and in validation (97
+    of IMDb's training reviews occur twice). A text whose copies exceed the quota of a class is
+    skipped, so with many copies fewer than `size` rows may be drawn.
 
     Args:
-        texts: a hashable per row, of which equal ones stay together; None: all are unique.
+        texts: one hashable per row; None: all are different.
     """
     labels = np.asarray(labels)
     quota = share_out(np.bincount(labels), size)
@@ -112,9 +110,9 @@ def sample(data: Dataset, size: int | None, seed: int) -> Dataset:
 def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head") -> Dataset:
     """Columns `input_ids` (at most `max_length` of them), `length`, and `labels` if there were any.
 
-    Sets the tokenizer's `truncation_side`, which is saved with it. The token ids are cached on disk
-    under a fingerprint of (texts, tokenizer, max_length, truncation), computed here because the
-    one of datasets includes the tokenizer's mutable state, and so misses from run to run.
+    Also sets the tokenizer's `truncation_side`, which best/ will hold. The ids are cached on disk.
+    The key of the cache is computed here, because that of the `datasets` library includes the
+    tokenizer's mutable state, and so would differ from run to run.
     """
     tokenizer.truncation_side = "left" if truncation == "tail" else "right"
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
@@ -125,7 +123,7 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         ids = [cut_middle(row, max_length) for row in encoded["input_ids"]]
         return {"input_ids": ids, "length": [len(row) for row in ids]}
 
-    forget_calls(tokenizer)
+    clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
     state = tokenizer.backend_tokenizer.to_str()
     key = Hasher.hash((data._fingerprint, type(tokenizer).__name__, state, max_length, truncation))
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "token_ids"
@@ -138,7 +136,7 @@ def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head"
         # Without a name, `map` of a table in memory would keep the result in memory.
         cache_file_name=str(folder / f"{key}.arrow"),
     )
-    forget_calls(tokenizer)  # or best/ would save this call's truncation, if nothing was cached
+    clear_last_call(tokenizer)  # so that best/ does not hold the truncation that encode() set
     return ids
 
 
@@ -150,7 +148,7 @@ def cut_middle(ids: list[int], max_length: int) -> list[int]:
     return ids if len(ids) <= max_length else ids[:head] + ids[len(ids) - tail :]
 
 
-def forget_calls(tokenizer) -> None:
+def clear_last_call(tokenizer) -> None:
     """A fast tokenizer keeps, and saves, the truncation and padding of its last call."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -199,18 +197,17 @@ class BatchPlan:
         self.batch_size = batch_size
         self.steps_per_epoch = -(-len(self.lengths) // batch_size)
         window = {"group_by_length": 50, "random": 1}[strategy]
-        # Two epochs are kept, because the steps of a log window may lie in two.
-        self.epoch = lru_cache(maxsize=2)(
+        # Two epochs are cached: the steps between two scalars may lie in both.
+        self.batches_of = lru_cache(maxsize=2)(
             lambda epoch: plan_epoch(self.lengths, batch_size, seed, epoch, window)
         )
 
     def __getitem__(self, step: int) -> np.ndarray:
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        return self.epoch(epoch)[position]
+        return self.batches_of(epoch)[position]
 
     def count(self, steps: range, parts: int) -> dict[str, int]:
-        """The texts and tokens of those steps, and their tokens with padding if each batch is dealt
-        into so many parts."""
+        """Texts, tokens, and tokens with padding in `steps`, each batch dealt into `parts`."""
         dealt = [part for step in steps for part in deal(self[step], parts) if len(part)]
         lengths = [self.lengths[part] for part in dealt]
         return {
@@ -237,10 +234,9 @@ def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
 class Collator(DataCollatorWithPadding):
     """Rows (`input_ids`, `labels`) to tensors: (rows, longest) token ids and (rows,) labels.
 
-    Without `attention_mask` if nothing is padded: the mask costs a device sync per forward pass
-    (`mask.all()`) and rules out the flash kernel. An empty list becomes one text of label -100,
-    which cross-entropy ignores: every process must take part in the exchange of gradients, also
-    one that has no text in a step.
+    Drops an `attention_mask` of ones: it would cost a device sync per forward pass (`mask.all()`)
+    and rule out the flash kernel. A process without texts in a step must still exchange gradients:
+    an empty list becomes one text of label -100, which cross-entropy ignores.
     """
 
     return_tensors: str | None = None  # for "pt", transformers 5.23 visits each token in Python
@@ -274,21 +270,25 @@ def train_loader(
 ) -> DataLoader:
     """This process's part of those steps: `accumulation` batches per step."""
     process, processes = accelerator.process_index, accelerator.num_processes
-    parts = (deal(plan[step], accumulation * processes)[process::processes] for step in steps)
-    batches = (part.tolist() for part in itertools.chain.from_iterable(parts))
-    return make_loader(data, batches, Collator(tokenizer))
+
+    def batches():
+        for step in steps:
+            for part in deal(plan[step], accumulation * processes)[process::processes]:
+                yield part.tolist()
+
+    return make_loader(data, batches(), Collator(tokenizer))
 
 
 def eval_batches(data: Dataset, batch_size: int, tokenizer, accelerator):
     """This process's part of all rows: pairs of (row numbers, batch).
 
-    Longest first: a batch too large for the memory fails at once, not at the end. All processes
-    get equally many batches, so that before each they can check together whether to stop; the last
-    may have no rows.
+    Longest first: a batch too large for the memory fails at once. All processes get equally many
+    batches, because they check together before each whether to stop; a process's last one may be
+    empty.
     """
     process, processes = accelerator.process_index, accelerator.num_processes
     longest_first = np.argsort(-column(data, "length").to_numpy(), kind="stable")
     own = longest_first[process::processes]
-    most = -(-len(data) // processes)  # rows that a process has
-    rows = [own[at : at + batch_size].tolist() for at in range(0, most, batch_size)]
+    most_rows = -(-len(data) // processes)  # of any process
+    rows = [own[at : at + batch_size].tolist() for at in range(0, most_rows, batch_size)]
     return zip(rows, make_loader(data, rows, Collator(tokenizer)), strict=True)

@@ -50,7 +50,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     accelerator: Accelerator
     batch_size: int
-    weights_file: os.stat_result  # as it was before it was loaded
+    weights_stat: os.stat_result  # taken before loading, to notice a replacement since
     environment: dict  # what runs where: commit, versions, device, threads
 
     def logits(self, texts: Dataset) -> torch.Tensor:
@@ -64,8 +64,8 @@ class Classifier:
 def open_classifier(config: EvalConfig) -> Classifier:
     folder = Path(config.ckpt)
     trained = read_training_settings(folder)
-    weights_file = (folder / "model.safetensors").stat()
-    # The precision of the training, which was on a GPU; float32 if there is none here.
+    weights_stat = (folder / "model.safetensors").stat()
+    # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
     accelerator = Accelerator(mixed_precision=precision)
     require_asked_processes()
@@ -84,7 +84,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
         tokenizer=tokenizer,
         accelerator=accelerator,
         batch_size=config.per_device_eval_batch_size,
-        weights_file=weights_file,
+        weights_stat=weights_stat,
         environment=environment,
     )
 
@@ -97,12 +97,13 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     from report.metrics import make_report, show
 
     accelerator = classifier.accelerator
-    identity = choose_test(config, classifier.trained)  # extended below by texts and weights
-    test, seen = load_test(identity, classifier.trained, classifier.names)
+    settings = choose_test(config, classifier.trained)
+    test, seen = load_test(settings, classifier.trained, classifier.names)
     weights = classifier.folder / "model.safetensors"
-    identity["texts"] = Hasher.hash((test["text"][:], test["labels"][:]))
-    identity["weights"] = sha256_of(weights)
-    if not os.path.samestat(weights.stat(), classifier.weights_file):
+    texts = Hasher.hash((test["text"][:], test["labels"][:]))
+    identity = settings | {"texts": texts, "weights": sha256_of(weights)}
+    now, then = weights.stat(), classifier.weights_stat
+    if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
         raise UserError(
             f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
         )
@@ -111,6 +112,8 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     logits, labels = classifier.logits(test), torch.as_tensor(test["labels"][:])
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
+        if seen is None and classifier.trained:
+            print("the training split cannot be read: whether these texts are in it is not known")
         show(report)
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
@@ -148,12 +151,12 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
 
 
 def load_test(test: dict, trained: dict, names: list[str]) -> tuple[Dataset, int | None]:
-    """The labelled test split (sampled), and how many of all its texts the model was trained on.
+    """The labelled test split (sampled), and `count_seen` of the whole split.
 
     Args:
         test: from `choose_test`.
 
-    Raises `UserError` if it was trained on half of them or more.
+    Raises `UserError` if half of its texts or more were seen.
     """
     table = read_table(
         test["dataset"],
@@ -214,13 +217,11 @@ def check_flags(config: EvalConfig) -> None:
             errors += [f"--{given} {getattr(config, given)}: needs --{other} FILE; give both"]
     if config.text and config.input:
         errors += [f"--input {config.input}: given with --text; give one of the two"]
-    if mode := "text" if config.text else "input" if config.input else None:
-        allowed = {"text_column"} if mode == "input" else set()
-        errors += [
-            f"--{name} {getattr(config, name)}: is for the test split; leave it out with --{mode}"
-            for name in ("report", *TEST_SETTINGS)
-            if getattr(config, name) is not None and name not in allowed
-        ]
+    mode = "text" if config.text else "input" if config.input else None
+    for name in ("report", *TEST_SETTINGS) if mode else ():
+        value = getattr(config, name)
+        if value is not None and (mode, name) != ("input", "text_column"):
+            errors += [f"--{name} {value}: is for the test split; leave it out with --{mode}"]
     if errors:
         raise UserError(*errors)
     if config.output:

@@ -21,11 +21,10 @@ from runtime.hub import check_tokenizer, load_pretrained, require_weights
 def load_tokenizer(
     name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
 ):
-    """The fast tokenizer of `name`, truncating at `max_length` tokens; by default at 512, or at the
-    model's limit if that is smaller.
+    """The fast tokenizer of `name`, truncating at `max_length` (None: 512, or the model's limit).
 
-    Raises `UserError` if the model has no fast tokenizer with a padding token, has that of another
-    model, or reads fewer tokens than `max_length`.
+    Raises `UserError` without a fast tokenizer, a padding token or a vocabulary that fits the
+    model, and for a `max_length` beyond the model's limit.
     """
     model_config = load_pretrained(AutoConfig, name, revision, flag)
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
@@ -64,10 +63,10 @@ def load_model(
     encoder that its config.json describes.
     """
     model_config = load_pretrained(AutoConfig, name, revision)
-    overrides = {}
-    for key, own in model_config.to_dict().items():
+    overrides = {}  # a dropout of None keeps the model's own values
+    for key, default in model_config.to_dict().items():
         value = attention_dropout if key.startswith("attention") else dropout
-        if "dropout" in key and value is not None and not isinstance(own, bool):
+        if "dropout" in key and value is not None and not isinstance(default, bool):
             overrides[key] = value
     if getattr(model_config, "attention_type", None) == "block_sparse":
         # BigBird's sparse attention switches itself off for good at the first short batch: an
@@ -158,7 +157,7 @@ def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -
     Raises RuntimeError unless each row was predicted exactly once, counted over all processes.
     (Samplers that give every process equally many rows repeat some.)
     """
-    # The last column counts the predictions of each row.
+    # Zeros, summed over processes below. The last column counts how often a row was predicted.
     table = torch.zeros(rows, model.config.num_labels + 1, device=accelerator.device)
     was_training = model.training
     model.eval()
@@ -166,7 +165,7 @@ def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -
         before_batch()
         batch.pop("labels", None)
         logits = model(**to_device(batch, accelerator.device)).logits.float()
-        table[numbers, :-1] = logits[: len(numbers)]  # drops the stand-in of an empty batch
+        table[numbers, :-1] = logits[: len(numbers)]  # [:0] for an empty batch
         table[numbers, -1] += 1
     model.train(was_training)
     table = accelerator.reduce(table, "sum").cpu()

@@ -62,6 +62,10 @@ class Run:
     def output(self) -> Path:
         return Path(self.config.output_dir)
 
+    @property
+    def finished(self) -> bool:
+        return self.progress.step == self.total_steps and not self.progress.follow_up_due
+
 
 # ---------------------------------------------------------------- the loop
 
@@ -115,8 +119,8 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
 def dropout_seed(seed: int, step: int, process: int) -> int:
     """A seed for torch's generators: randomness as a function of (seed, step, process).
 
-    So there is no random state to save, to lose in a resume, or to disturb by an evaluation. The
-    processes draw different masks: only without dropout is their number of no influence.
+    So no random state need be saved, and an evaluation cannot disturb it. Each process draws its
+    own masks: with dropout, the result depends on the number of processes.
     """
     return int(np.random.SeedSequence((seed, step, process)).generate_state(1, np.uint64)[0])
 
@@ -142,11 +146,11 @@ def learning_rate(step: int, total_steps: int, config: Config) -> float:
 
 
 def follow_up(run: Run) -> None:
-    """What is due after some steps: evaluations, `best/`, scalars, `last/`.
+    """Evaluations, `best/`, scalars and `last/`, each after the steps at which it is due.
 
-    A signal may stop an evaluation: then `last/` is saved with `follow_up_due`, and the resumed run
-    does all of this again for the same step, scalars included. So nothing before the end of the
-    last evaluation may change the sums of loss and gradient norm.
+    A signal may stop an evaluation. `last/` is then saved with `follow_up_due`, and the resumed run
+    calls this again for the same step. So the monitor's sums may be reset only after the last
+    evaluation.
     """
     config, progress, monitor = run.config, run.progress, run.monitor
     step, finished = progress.step, progress.step == run.total_steps
@@ -255,14 +259,18 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
     """A run that stands where `last/` says, or at step 0, with a first `last/` written."""
     settings = checkpoint.settings_of(config, accelerator)
     state = on_main(lambda: checkpoint.find_last(config, settings))
-    if state:  # on another number of processes the same flags would make another global batch
-        batch = settings["global_batch_size"] = state["settings"]["global_batch_size"]
-        config = checkpoint.keep_global_batch(batch, config, accelerator.num_processes)
+    if state:  # keep the run's global batch, also on another number of processes
+        size = state["settings"]["global_batch_size"]
+        settings["global_batch_size"] = size
+        config = checkpoint.keep_global_batch(size, config, accelerator.num_processes)
     run = set_up(config, accelerator, settings)
-    on_main(lambda: checkpoint.require_room_for_saves(run.output, run.settings))
     if state:
         checkpoint.load_last(run, state)
-    else:  # nothing is there to resume, or --overwrite was given: find_last refuses all else
+    if not run.finished:
+        on_main(lambda: checkpoint.require_room_for_saves(run.output, run.settings))
+    if (
+        not state
+    ):  # nothing is there to resume, or --overwrite was given: find_last refuses all else
         on_main(lambda: checkpoint.delete_run(run.output))
         checkpoint.save_last(run)  # so that a run killed before its first step is resumed, too
     return run
@@ -282,7 +290,7 @@ def fine_tune(config: Config) -> int:
         # The main process holds the lock until the run has ended.
         on_main(lambda: held.enter_context(lock_folder(Path(config.output_dir))))
         run = start_or_resume(config, accelerator)
-        if run.progress.step == run.total_steps and not run.progress.follow_up_due:
+        if run.finished:
             run.monitor.say(f"{run.output} holds a finished run; --overwrite starts anew")
         else:
             number = train_until_stopped(run)

@@ -102,7 +102,7 @@ def choose_batches(run) -> list[list[dict]]:
     config = run.config
     plan = BatchPlan(run.plan.lengths, config.per_device_train_batch_size, config.seed)
     data = run.train_set.select_columns(["input_ids", "labels"])
-    return [data.select(rows).to_list() for rows in plan.epoch(0)[:50]]
+    return [data.select(rows).to_list() for rows in plan.batches_of(0)[:50]]
 
 
 def train_on(run, arm: str, batches: list[list[dict]]) -> None:

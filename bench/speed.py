@@ -77,7 +77,7 @@ def choose_work(run, batches: int) -> dict[str, list[dict]]:
     """Rows to train on ("work": so many whole batches, shuffled), to warm up on, to predict."""
     config, lengths = run.config, run.plan.lengths
     size = config.per_device_train_batch_size
-    plan = BatchPlan(lengths, size, config.seed).epoch(0)
+    plan = BatchPlan(lengths, size, config.seed).batches_of(0)
     plan = sorted((rows for rows in plan if len(rows) == size), key=lambda r: lengths[r].max())
     if len(plan) < batches:
         raise UserError(f"--batches {batches}: the plan has {len(plan)} full ones; give fewer")

@@ -275,7 +275,11 @@ def ours(config, work, clock, ablate=lambda: None, predicts=False, **changes):
     first = [torch.arange(at, at + batch).numpy() for at in range(0, warm, batch)]
     own = data.BatchPlan(lengths[warm:], batch, config.seed, strategy)
     run.plan = data.BatchPlan(lengths, batch, config.seed)
-    run.plan.epoch = lambda epoch: [*first, *(rows + warm for rows in own.epoch(epoch)), *first]
+    run.plan.batches_of = lambda epoch: [
+        *first,
+        *(rows + warm for rows in own.batches_of(epoch)),
+        *first,
+    ]
     run.plan.steps_per_epoch = run.total_steps = clock.last + 1
     run.monitor.bar, run.monitor.started = clock, time.perf_counter()
     save_last(run)  # as every new run does

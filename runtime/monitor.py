@@ -115,12 +115,13 @@ class Monitor:
             **self.means(sums, len(window)),
             "train/learning_rate": learning_rate,
             "train/padding_fraction": 1 - counts["tokens"] / counts["padded_tokens"],
-            "train/examples_per_second": done["texts"] / seconds,
-            "train/tokens_per_second": done["tokens"] / seconds,
             "train/epoch": progress.step / plan.steps_per_epoch,
         }
+        if timed:  # else the run resumed with the evaluations after the window's last step
+            scalars["train/examples_per_second"] = done["texts"] / seconds
+            scalars["train/tokens_per_second"] = done["tokens"] / seconds
         self.write(scalars, progress.step)
-        self.show(scalars, progress.step, seconds / max(1, len(timed)))
+        self.show(scalars, progress.step, seconds / len(timed) if timed else math.nan)
         self.sums.zero_()
         progress.window_start = progress.step
         self.started = time.perf_counter()
@@ -136,13 +137,14 @@ class Monitor:
 
     def show(self, scalars: dict[str, float], step: int, seconds_per_step: float) -> None:
         """The progress bar's figures; without a terminal, a line instead."""
-        left = tqdm.format_interval((self.total_steps - step) * seconds_per_step)
-        speed = scalars["train/examples_per_second"]
         loss = scalars.get("train/loss", math.nan)
+        speed = scalars.get("train/examples_per_second", math.nan)
         self.shown |= {"loss": f"{loss:.4f}", "texts/s": f"{speed:.1f}"}
         self.bar.set_postfix(self.shown, refresh=False)
         if self.bar.disable:
             figures = ", ".join(f"{name} {value}" for name, value in self.shown.items())
+            left = (self.total_steps - step) * seconds_per_step
+            left = "?" if math.isnan(left) else tqdm.format_interval(left)
             self.say(f"step {step}/{self.total_steps}: {figures}, {left} left")
             self.shown.clear()  # an accuracy belongs to its own step alone
 

@@ -62,7 +62,7 @@ def test_set(tiny, corpus):
 def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
     corpus, tiny, tmp_path, monkeypatch, truncation
 ):
-    """Red: tokenize without its second forget_calls."""
+    """Red: tokenize without its second clear_last_call."""
     monkeypatch.setattr("data.datasets_config.HF_DATASETS_CACHE", tmp_path)
     table = label_rows(read_table(str(corpus / "test.csv"), "train"), "text", "label")
     saved = []
@@ -82,7 +82,7 @@ ONE_PROCESS = SimpleNamespace(process_index=0, num_processes=1)
 def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, processes):
     """For any count and processes, in equally many batches.
 
-    Red: `[process::processes]` left out; `most = len(own)`.
+    Red: `[process::processes]` left out; `most_rows = len(own)`.
     """
     ids = [[6] * length for length in lengths]
     data = Dataset.from_dict({"length": lengths, "labels": lengths, "input_ids": ids})
@@ -274,6 +274,18 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     about = evaluation.choose_test(config, trained_on)
     test, _ = evaluation.load_test(about, trained_on, ["negative", "positive"])
     assert set(test["labels"]) == {1}
+
+
+def test_a_training_split_that_cannot_be_read_is_said(trained, tmp_path, capsys):
+    """Nobody has then looked for the test texts in it. Red: no line in report_on_test."""
+    best = shutil.copytree(trained, tmp_path / "best")
+    (best / "manifest.json").unlink()
+    settings = json.loads((best / "training_config.json").read_text())
+    gone = settings | {"dataset": str(tmp_path / "gone.csv")}
+    (best / "training_config.json").write_text(json.dumps(gone))
+    texts = write_csv(tmp_path / "x.csv", make_rows(20, seed=3))
+    evaluation.main([f"--ckpt={best}", f"--dataset={texts}", "--num_threads=1"])
+    assert "the training split cannot be read" in capsys.readouterr().out
 
 
 def test_what_a_checkpoint_does_not_say_is_the_default():

@@ -120,7 +120,8 @@ def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
 ):
     """Of the sample, of the whole split, the last one: done again, and no scalar stands twice.
 
-    Red: no `before_batch` in predict; `follow_up_due` left False.
+    Red: no `before_batch` in predict; `follow_up_due` left False; speeds of a window without timed
+    steps.
     """
     with in_evaluation(monkeypatch, number, lambda: signal.raise_signal(signal.SIGTERM)):
         folder, status = run()
@@ -130,6 +131,7 @@ def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
     assert_same_bits(whole, folder)
     for points in scalars(folder).values():
         assert len({at for at, _ in points}) == len(points)
+    assert all(speed > 0 for _, speed in scalars(folder)["train/examples_per_second"])
 
 
 def test_a_signal_between_micro_batches_leaves_the_step_for_later(run, tmp_path, monkeypatch):
@@ -398,6 +400,15 @@ def test_a_disk_too_small_is_said_before_the_training(run, tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"a save needs \d+ MB and 6 MB are free; make room"):
         run()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_needs_no_room(run, tmp_path, monkeypatch, capsys):
+    """Red: require_room_for_saves without the look at `run.finished`."""
+    run(max_steps=1)
+    free = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(folders.shutil, "disk_usage", lambda path: free)
+    assert run(max_steps=1)[1] == 0
+    assert "holds a finished run" in capsys.readouterr().out
 
 
 def test_a_write_that_fails_keeps_the_save_before_and_the_run_goes_on_later(
