@@ -268,9 +268,7 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
         checkpoint.load_last(run, state)
     if not run.finished:
         on_main(lambda: checkpoint.require_room_for_saves(run.output, run.settings))
-    if (
-        not state
-    ):  # nothing is there to resume, or --overwrite was given: find_last refuses all else
+    if not state:  # there is nothing to resume, or --overwrite was given (see find_last)
         on_main(lambda: checkpoint.delete_run(run.output))
         checkpoint.save_last(run)  # so that a run killed before its first step is resumed, too
     return run
