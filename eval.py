@@ -51,7 +51,6 @@ class Classifier:
     accelerator: Accelerator
     batch_size: int
     weights_stat: os.stat_result  # taken before loading, to notice a replacement since
-    environment: dict  # what runs where: commit, versions, device, threads
 
     def logits(self, texts: Dataset) -> torch.Tensor:
         """(rows, classes) of a data set with a column `text`."""
@@ -71,7 +70,6 @@ def open_classifier(config: EvalConfig) -> Classifier:
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
-    environment = describe_environment(accelerator)
     tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
     model = load_classifier(config.ckpt, flag="--ckpt")
     names = read_class_names(model, config.ckpt)
@@ -85,7 +83,6 @@ def open_classifier(config: EvalConfig) -> Classifier:
         accelerator=accelerator,
         batch_size=config.per_device_eval_batch_size,
         weights_stat=weights_stat,
-        environment=environment,
     )
 
 
@@ -97,6 +94,8 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     from report.metrics import make_report, show
 
     accelerator = classifier.accelerator
+    # Now, because the files of the project may be edited during the predictions.
+    environment = describe_environment(accelerator)
     settings = choose_test(config, classifier.trained)
     test, seen = load_test(settings, classifier.trained, classifier.names)
     weights = classifier.folder / "model.safetensors"
@@ -118,7 +117,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
             "of": identity | {"also_in_training": seen} | how,
-            "environment": classifier.environment,
+            "environment": environment,
             "training_environment": classifier.trained.get("environment"),
         }
         path.write_text(json.dumps(report, indent=1) + "\n")

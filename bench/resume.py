@@ -11,7 +11,6 @@ length grouping resumes exactly, too.
 
 import argparse
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from bench.common import this_command, write_json
 from config import Config
 from runtime.engines import make_accelerator
 from runtime.environment import describe_machine
-from runtime.flags import parse
+from runtime.flags import UserError, parse
 from runtime.processes import run_command
 
 STOP = 25
@@ -71,7 +70,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
     config = parse(Config, flags)
-    shutil.rmtree(config.output_dir, ignore_errors=True)
+    if Path(config.output_dir).exists():
+        raise UserError(f"--output_dir {config.output_dir}: exists; give a folder that does not")
     rows = [
         {"loop": name, "order": order, **compare(loop, config, order)}
         for name, loop in (("HF Trainer", run_trainer), ("ours", run_ours))

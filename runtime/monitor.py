@@ -199,13 +199,14 @@ def describe_start(run) -> str:
     engine = ENGINES[accelerator.distributed_type.value]
     engine = f" ({engine})" if engine else ""
     threads = torch.get_num_threads()
+    each = f"{threads} CPU {'thread' if threads == 1 else 'threads'}"
     parts = [
         f"{config.model} ({run.settings['parameters'] / 1e6:.1f}M parameters) on {config.dataset}",
         f"{len(run.train_set):,} training and {len(run.validation_set):,} validation texts",
         f"{run.total_steps:,} steps of {run.plan.batch_size} texts, "
         f"{run.plan.steps_per_epoch:,} per epoch",
         f"{'one process' if processes == 1 else f'{processes} processes'}{engine} on "
-        f"{accelerator.device.type}, {threads} CPU {'thread' if threads == 1 else 'threads'} each",
+        f"{accelerator.device.type}, {each}{'' if processes == 1 else ' each'}",
         {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     ]
     if processes * passes > 1:

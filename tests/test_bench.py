@@ -7,12 +7,13 @@ from conftest import SMALL_RUN
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
+from bench import resume
 from bench.accuracy import compare
 from bench.packing import check_packing
 from bench.speed import flops_of
 from bench.speed_arm import order_of
 from config import Config
-from runtime.flags import parse
+from runtime.flags import UserError, parse
 
 
 def test_model_flops_are_those_that_torch_counts_for_texts_of_each_length(tiny):
@@ -52,6 +53,15 @@ def test_packed_texts_have_the_logits_of_padded_ones(tiny, corpus, tmp_path):
     flags = SMALL_RUN | {"dataset": corpus, "model": tiny, "output_dir": tmp_path}
     config = parse(Config, [f"--{name}={value}" for name, value in flags.items()])
     assert check_packing(config) < 1e-5
+
+
+def test_a_comparison_of_resumes_deletes_nothing(tmp_path, monkeypatch):
+    """Red: rmtree of --output_dir, whose default is the folder that one stands in."""
+    (tmp_path / "mine").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["resume.py", f"--output_dir={tmp_path}"])
+    with pytest.raises(UserError, match="exists; give a folder that does not"):
+        resume.main()
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_paired_comparison_counts_only_what_the_arms_differ_in():

@@ -60,8 +60,9 @@ def table(*rows) -> str:
     return "".join("| " + " | ".join(str(cell) for cell in row) + " |\n" for row in rows)
 
 
-def newest() -> dict:
-    return json.loads(max((ROOT / "bench" / "results").glob("*-dealing.json")).read_text())
+def newest(name: str = "dealing") -> dict:
+    """The newest result of that name in bench/results/."""
+    return json.loads(max((ROOT / "bench" / "results").glob(f"*-{name}.json")).read_text())
 
 
 def span(values) -> str:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
-import make_dealing
-import make_speed
+from make_dealing import newest
 
 
 def loop() -> str:
@@ -24,13 +23,13 @@ def loop() -> str:
 
 
 def table() -> str:
-    arms = make_speed.newest("speed")["arms"]
+    arms = newest("speed")["arms"]
     ours, trainer = arms["ours"], arms["HF Trainer"]
     given_both = arms["HF Trainer, length grouping, attention dropout 0"]
     factor = {
         loop: max(
             factor
-            for row in make_dealing.newest()["results"]
+            for row in newest("dealing")["results"]
             if row.get("loop") == loop and (row["processes"], row["accumulation"]) == (1, 4)
             for factor in row["factors"][:-1]
         )
@@ -53,7 +52,7 @@ def table() -> str:
         """What `loop` ends in, beside the run that nothing stopped."""
         (row,) = (
             row
-            for row in make_speed.newest("resume")["results"]
+            for row in newest("resume")["results"]
             if (row["loop"], row["order"]) == (loop, order)
         )
         differ = row["weights_that_differ"]

@@ -1,13 +1,12 @@
 """Write docs/speed.md from the newest results in bench/results/: python tools/make_speed.py"""
 
-import json
 import sys
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
-from make_dealing import table
+from make_dealing import newest, table
 
 HEAD = """# Speed
 
@@ -81,10 +80,6 @@ FIGURES = {
     "evaluation, same batch, texts/s": ("predict_reviews_per_second", 1, ".1f"),
     "evaluation, larger batches": ("predict_default_reviews_per_second", 1, ".1f"),
 }
-
-
-def newest(name: str) -> dict:
-    return json.loads(max((ROOT / "bench" / "results").glob(f"*-{name}.json")).read_text())
 
 
 def show(found: dict, scale: float, digits: str) -> str:
