@@ -210,9 +210,13 @@ class Stop:
                 signal.signal(number, self.ask)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if kind and self.group is not None:
+            # As soon as one process has failed, the launcher sends SIGTERM to the others. They end
+            # by themselves within a second, and the signal must not come before their last line.
+            signal.signal(SIGTERM, signal.SIG_IGN)
 
     def ask(self, number, frame) -> None:
         # With torchrun one Ctrl-C arrives twice: from the terminal and from torchrun.

@@ -229,6 +229,26 @@ def test_the_handlers_of_before_are_back_afterwards(run):
     assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
 
+def test_a_failing_process_of_several_has_its_say_before_the_launchers_sigterm():
+    """One process alone has the handlers of before. Red: no SIG_IGN in __exit__; no look at `kind`,
+    or at the group."""
+    before = signal.getsignal(signal.SIGTERM)
+    for group, fails, expected in (
+        ("of several", True, signal.SIG_IGN),
+        ("of several", False, before),
+        (None, True, before),
+    ):
+        stop = Stop(1)
+        stop.group = group
+        try:
+            with contextlib.suppress(RuntimeError), stop:
+                if fails:
+                    raise RuntimeError
+            assert signal.getsignal(signal.SIGTERM) == expected
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
 def test_a_launcher_that_is_killed_takes_the_training_with_it_saved(tiny, corpus, tmp_path):
     """`accelerate launch` as it is, by SIGKILL. Red: no look at getppid."""
     words = [ROOT / "train.py"]
