@@ -31,14 +31,24 @@ class Config:
     """
 
     # Data
-    dataset: str = flag("stanfordnlp/imdb", "Hub name, folder, or CSV / JSON lines / Parquet file")
+    # Its path may change: a resumed run compares the texts themselves.
+    dataset: str = adjustable("stanfordnlp/imdb", "Hub name, folder, or file of labelled texts")
     dataset_config_name: str | None = flag(None, "configuration of a Hub data set that has several")
     dataset_revision: str | None = flag(None, "branch, tag or commit of a Hub data set")
-    text_column: str = flag("text", "column that holds the text")
-    label_column: str = flag("label", "column of class labels: names, integers or strings")
-    train_split: str = flag("train", "split to train on; a part of it becomes the validation split")
+    text_column: str = flag("text", "column of texts; two, as in title,body, for pairs of texts")
+    label_column: str = flag("label", "column of class labels: names or numbers")
+    drop_invalid: bool = flag(False, "leave out rows without a text or a label")
+    train_split: str = flag("train", "split to train on")
+    validation_split: str | None = flag(
+        None, "split to validate on; default: validation, valid, dev or val, if there is one"
+    )
+    validation_dataset: str | None = adjustable(None, "file or data set to validate on")
     test_split: str = adjustable("test", "split for eval.py; train.py never opens it")
-    validation_size: float = flag(0.3, "share of --train_split to validate on", BETWEEN_0_AND_1)
+    validation_size: float | None = flag(
+        None,
+        "share of --train_split to validate on; default: 0.3, if nothing else",
+        BETWEEN_0_AND_1,
+    )
     validation_seed: int = flag(0, "seed for drawing that share; independent of --seed", SEED)
     max_train_samples: int | None = flag(None, "train on at most N texts, stratified", AT_LEAST_1)
     max_validation_samples: int | None = flag(None, "validate on at most N texts", AT_LEAST_1)
@@ -105,13 +115,14 @@ class EvalConfig:
 
     ckpt: str = flag("best", "best/, or another folder of a saved classifier")
     text: tuple[str, ...] = flag((), "a text to classify; may be repeated")
-    input: str | None = flag(None, "CSV / JSON lines / Parquet file of texts to classify")
-    output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl or .parquet")
+    input: str | None = flag(None, "file of texts to classify")
+    output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl, .parquet, ...")
     dataset: str | None = flag(None, "Hub name, folder or file; default: that of the training")
     dataset_config_name: str | None = flag(None, "default: that of the training")
     dataset_revision: str | None = flag(None, "default: that of the training")
     text_column: str | None = flag(None, "default: that of the training")
     label_column: str | None = flag(None, "default: that of the training")
+    drop_invalid: bool = flag(False, "leave out rows of the test split without a text or a label")
     test_split: str | None = flag(None, "default: that of the training")
     max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)

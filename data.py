@@ -4,140 +4,219 @@ In: a data set's name, a tokenizer, a seed. Out: tokenized splits, and loaders o
 Independent of: weights, optimizers, devices.
 """
 
+import hashlib
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets import Dataset
-from datasets import config as datasets_config
-from datasets.fingerprint import Hasher
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
+from runtime.cache import cached_rows
 from runtime.flags import UserError
-from runtime.tables import column, label_rows, read_table
+from runtime.splits import read_training, read_validation, unused_files
+from runtime.tables import (
+    LabelledTexts,
+    column,
+    count_classes,
+    count_different,
+    describe_draw,
+    describe_overlap,
+    label_rows,
+    read_hashes,
+)
 
-# ---------------------------------------------------------------- rows of a split
+# ---------------------------------------------------------------- splits
 
 
-def stratified_part(labels, size: int, seed: int, texts=None) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `size` rows, stratified by label: row numbers (drawn, rest), both ascending.
+@dataclass(frozen=True)
+class Splits:
+    """What a run learns from and what chooses its best step, as token ids."""
 
-    Equal texts are drawn together or not at all, so that none is in training and in validation (97
-    of IMDb's training reviews occur twice). A text whose copies exceed the quota of a class is
-    skipped, so with many copies fewer than `size` rows may be drawn.
+    train: Dataset
+    validation: Dataset
+    names: list[str]  # of the classes
+    hashes: dict[str, np.ndarray]  # of the texts of both, which best/ keeps
+    notes: list[str]  # lines for the user: what was read, drawn and left out
 
-    Args:
-        texts: one hashable per row; None: all are different.
+
+def load_splits(config, tokenizer) -> Splits:
+    train, validation, notes = choose_texts(config)
+    ids = [
+        tokenize(texts, tokenizer, config.max_length, config.truncation)
+        for texts in (train, validation)
+    ]
+    hashes = {"training": train.hashes, "validation": validation.hashes}
+    return Splits(*ids, train.names, hashes, notes)
+
+
+def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
+    """(The texts to train on, those to validate on, lines for the user.)"""
+    columns = config.text_column, config.label_column
+    texts = label_rows(read_training(config), *columns, drop_invalid=config.drop_invalid)
+    notes = [*texts.notes, count_classes(texts)]
+    table = read_validation(config)
+    if table is None:
+        train, validation = split_validation(texts, config)
+        notes += describe_draw(texts, validation, config.validation_seed)
+    else:
+        train = texts
+        validation = label_rows(table, *columns, texts.names, config.drop_invalid)
+        notes += [*validation.notes, describe_overlap(train, validation)]
+    notes += unused_files(config.dataset, train.table, validation.table)
+    sides = []
+    for name, side in ("train", train), ("validation", validation):
+        limit = getattr(config, f"max_{name}_samples")
+        sides.append(sample(side, limit, config.validation_seed))
+        require_every_class(side, sides[-1], name, f"--max_{name}_samples {limit}")
+    return *sides, notes
+
+
+def split_validation(texts: LabelledTexts, config) -> tuple[LabelledTexts, LabelledTexts]:
+    """(Training texts, validation texts); of IMDb by default 17,500 and 7,500.
+
+    Each class gives its share, at least one text and never all; a class of a single text is trained
+    on. If --model is a `best/`, what it was trained on is not drawn: this month's model must not be
+    validated on what last month's, its start, has learnt.
     """
-    labels = np.asarray(labels)
-    quota = share_out(np.bincount(labels), size)
-    copies = {}  # text -> its rows, mostly one, in the order of the first
-    keys = range(len(labels)) if texts is None else map(hash, texts)  # salted, but only compared
-    for row, key in enumerate(keys):
-        copies.setdefault(key, []).append(row)
-    groups = list(copies.values())
-    class_of = labels.tolist()
-    part = np.zeros(len(labels), dtype=bool)
-    for index in np.random.default_rng(seed).permutation(len(groups)):
-        rows = groups[index]
-        classes = [class_of[row] for row in rows]
-        if all(quota[label] >= classes.count(label) for label in set(classes)):
-            part[rows] = True
-            for label in classes:
-                quota[label] -= 1
-    return np.flatnonzero(part), np.flatnonzero(~part)
+    share = 0.3 if config.validation_size is None else config.validation_size
+    rows = np.bincount(texts.labels, minlength=len(texts.names))
+    quota = np.clip(share_out(rows, round(len(texts) * share)), 1, np.maximum(rows - 1, 1))
+    several = count_different(texts) > 1
+    learnt = read_hashes(Path(config.model))["training"]
+    free = np.flatnonzero(~np.isin(texts.hashes, learnt))
+    drawn = draw(texts.labels[free], quota * several, texts.hashes[free], config.validation_seed)
+    rest = np.ones(len(texts), dtype=bool)
+    rest[free[drawn]] = False
+    train, validation = texts.select(np.flatnonzero(rest)), texts.select(free[drawn])
+    whole = texts.select(np.flatnonzero(several[texts.labels])) if several.any() else texts
+    require_every_class(whole, validation, "validation", f"--validation_size {share}")
+    return train, validation
 
 
-def share_out(counts: np.ndarray, size: int) -> list[int]:
+def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, given: str) -> None:
+    """Raises `UserError` if a class of `whole` has no text in `side`, blaming the flag `given`."""
+    for number in np.setdiff1d(whole.labels, side.labels):
+        rows = int((whole.labels == number).sum())
+        raise UserError(
+            f"{given}: the {name} split gets none of class {whole.names[number]!r} ({rows:,} rows, "
+            f"{count_different(whole)[number]:,} different texts; equal texts stay on one side); "
+            "give more texts, or another value"
+        )
+
+
+def share_out(counts: np.ndarray, size: int) -> np.ndarray:
     """Rows per class, `size` in all, in proportion to `counts` (largest remainder method)."""
     exact = counts * size / counts.sum()
     quota = np.floor(exact).astype(int)
     largest_remainders = np.argsort(-(exact - quota), kind="stable")
     quota[largest_remainders[: size - quota.sum()]] += 1
-    return quota.tolist()
+    return quota
 
 
-def load_splits(config, tokenizer) -> list[Dataset]:
-    """[train, validation] of the training split, as token ids."""
-    source = config.dataset, config.train_split, config.dataset_config_name, config.dataset_revision
-    labelled = label_rows(read_table(*source), config.text_column, config.label_column)
-    sides = split_validation(labelled, config)
-    return [tokenize(side, tokenizer, config.max_length, config.truncation) for side in sides]
+def draw(labels: np.ndarray, quota: np.ndarray, keys: np.ndarray, seed: int) -> np.ndarray:
+    """Draw `quota[label]` rows of each label: their numbers, ascending.
+
+    Which rows is a function of their keys and the seed, not of their order: with the hash of a text
+    as its key, a file whose rows were sorted anew keeps its validation texts, and one to which rows
+    were added keeps nearly all of them. Rows of equal keys are drawn together or not at all, so no
+    text is in training and in validation (97 of IMDb's training reviews occur twice); a text whose
+    copies exceed what is left of the quota is skipped.
+
+    Args:
+        keys: (rows,) uint64.
+    """
+    order = np.argsort(shuffle(keys, seed), kind="stable")
+    keys, classes, left = keys[order], labels[order].tolist(), quota.tolist()
+    starts = [0, *(np.flatnonzero(keys[1:] != keys[:-1]) + 1).tolist(), len(keys)]
+    drawn = np.zeros(len(order), dtype=bool)
+    for start, end in itertools.pairwise(starts):
+        copies = classes[start:end]
+        if all(left[label] >= copies.count(label) for label in copies):
+            drawn[start:end] = True
+            for label in copies:
+                left[label] -= 1
+    return np.sort(order[drawn])
 
 
-def split_validation(data: Dataset, config) -> tuple[Dataset, Dataset]:
-    """(train, validation) of a labelled split; of IMDb by default 17,500 and 7,500 texts."""
-    seed = config.validation_seed
-    texts = (text for chunk in column(data, "text").chunks for text in chunk.to_pylist())
-    labels = column(data, "labels").to_numpy()
-    size = round(len(data) * config.validation_size)
-    validation, train = stratified_part(labels, size, seed, texts)
-    sides = []
-    for name, rows, limit in (
-        ("train", train, config.max_train_samples),
-        ("validation", validation, config.max_validation_samples),
-    ):
-        side = data.select(rows)
-        require_every_class(data, side, name, f"--validation_size {config.validation_size}")
-        sides.append(sample(side, limit, seed))
-        require_every_class(data, sides[-1], name, f"--max_{name}_samples {limit}")
-    return tuple(sides)
+def shuffle(keys: np.ndarray, seed: int) -> np.ndarray:
+    """One uint64 per key, in an order that looks random (splitmix64; Steele et al. 2014)."""
+    mixed = keys + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
-def require_every_class(data: Dataset, side: Dataset, name: str, given: str) -> None:
-    """Raises `UserError` if a class of `data` has no text in `side`, blaming the flag `given`."""
-    missing = np.setdiff1d(column(data, "labels"), column(side, "labels"))
-    if len(missing):
-        raise UserError(
-            f"{given}: of {len(data)} texts the {name} split gets none of class "
-            f"{data.features['labels'].names[missing[0]]!r}; give more texts, or another value"
-        )
-
-
-def sample(data: Dataset, size: int | None, seed: int) -> Dataset:
-    """At most `size` rows, stratified; all of them for None."""
-    if size is None or size >= len(data):
-        return data
-    return data.select(stratified_part(column(data, "labels").to_numpy(), size, seed)[0])
+def sample(texts: LabelledTexts | Dataset, size: int | None, seed: int) -> LabelledTexts | Dataset:
+    """At most `size` of them (of a `Dataset` of token ids, too), stratified; all for None."""
+    if size is None or size >= len(texts):
+        return texts
+    if isinstance(texts, Dataset):
+        labels, keys = column(texts, "labels").to_numpy(), np.arange(len(texts), dtype=np.uint64)
+    else:
+        labels, keys = texts.labels, texts.hashes
+    return texts.select(draw(labels, share_out(np.bincount(labels), size), keys, seed))
 
 
 # ---------------------------------------------------------------- text -> token ids
 
 
-def tokenize(data: Dataset, tokenizer, max_length: int, truncation: str = "head") -> Dataset:
-    """Columns `input_ids` (at most `max_length` of them), `length`, and `labels` if there were any.
+def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) -> Dataset:
+    """Columns `input_ids` (at most `max_length` of them), `length` and `labels`; for pairs of texts
+    also `token_type_ids`, if the model has them.
 
-    Also sets the tokenizer's `truncation_side`, which best/ will hold. The ids are cached on disk.
-    The key of the cache is computed here, because that of the `datasets` library includes the
+    They are cached on the disk, under what they depend on: the texts themselves, not the name or
+    date of a file. The key is computed here, because that of the `datasets` library includes the
     tokenizer's mutable state, and so would differ from run to run.
     """
+    if truncation == "head_tail" and len(texts.text_columns) == 2:
+        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
+    clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
+    state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
+    about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
+    key = hashlib.sha256(repr(about).encode())
+    key.update(texts.hashes.tobytes())
+    key.update(texts.labels.tobytes())
+
+    def compute():
+        done = 0
+        for chunk in texts.chunks():
+            columns = encode(chunk, tokenizer, max_length, truncation)
+            labels = texts.labels[done : done + len(chunk)]
+            kinds = {name: pa.list_(pa.int32()) for name in columns} | {"length": pa.int64()}
+            columns = {name: pa.array(rows, kinds[name]) for name, rows in columns.items()}
+            yield pa.table(columns | {"labels": labels})
+            done += len(chunk)
+
+    return cached_rows("token_ids", key.hexdigest()[:32], compute)
+
+
+def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation: str) -> dict:
+    """`input_ids` and `length` of each text or pair; for pairs `token_type_ids`, if the model has
+    them. Also sets the tokenizer's `truncation_side`, which best/ will hold."""
     tokenizer.truncation_side = "left" if truncation == "tail" else "right"
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
-
-    def encode(batch):
-        encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False, **limit)
-        ids = [cut_middle(row, max_length) for row in encoded["input_ids"]]
-        return {"input_ids": ids, "length": [len(row) for row in ids]}
-
-    clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
-    state = tokenizer.backend_tokenizer.to_str()
-    key = Hasher.hash((data._fingerprint, type(tokenizer).__name__, state, max_length, truncation))
-    folder = Path(datasets_config.HF_DATASETS_CACHE) / "token_ids"
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = data.map(
-        encode,
-        batched=True,
-        remove_columns="text",
-        new_fingerprint=key,
-        # Without a name, `map` of a table in memory would keep the result in memory.
-        cache_file_name=str(folder / f"{key}.arrow"),
+    first, *second = map(list, zip(*texts, strict=True))
+    types = bool(second) and "token_type_ids" in tokenizer.model_input_names
+    columns = dict(
+        tokenizer(
+            first,
+            *second,
+            return_attention_mask=False,
+            return_token_type_ids=types,
+            verbose=False,
+            **limit,
+        )
     )
-    clear_last_call(tokenizer)  # so that best/ does not hold the truncation that encode() set
-    return ids
+    clear_last_call(tokenizer)  # so that best/ does not hold the truncation of this call
+    columns["input_ids"] = [cut_middle(row, max_length) for row in columns["input_ids"]]
+    return columns | {"length": [len(row) for row in columns["input_ids"]]}
 
 
 def cut_middle(ids: list[int], max_length: int) -> list[int]:
@@ -256,7 +335,7 @@ def make_loader(data: Dataset, batches, collator) -> DataLoader:
     It has a generator of its own: without one, it would draw its seed from torch's global
     generator, and an evaluation would change every dropout mask after it (pytorch#122697).
     """
-    columns = [name for name in ("input_ids", "labels") if name in data.column_names]
+    columns = [name for name in data.column_names if name != "length"]
     return DataLoader(
         data.select_columns(columns),
         batch_sampler=batches,

@@ -15,26 +15,29 @@ if __name__ == "__main__":
     GIVEN = parse_or_exit(EvalConfig, config_file=False)  # before the imports below take seconds
 
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from datasets import Dataset
-from datasets.fingerprint import Hasher
+from tqdm import tqdm
 
-from data import eval_batches, sample, tokenize
+from data import encode, eval_batches, sample
 from model import load_classifier, load_tokenizer, predict, score
 from report.files import check_output, refuse_to_replace
 from report.predictions import print_predictions, write_predictions
 from runtime.checkpoint import read_training_settings
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
-from runtime.hub import read_class_names
+from runtime.hub import full_path, read_class_names
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
-from runtime.tables import label_rows, read_table
+from runtime.splits import read_table
+from runtime.tables import LabelledTexts, label_rows, read_hashes
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -52,12 +55,18 @@ class Classifier:
     batch_size: int
     weights_stat: os.stat_result  # taken before loading, to notice a replacement since
 
-    def logits(self, texts: Dataset) -> torch.Tensor:
-        """(rows, classes) of a data set with a column `text`."""
+    @property
+    def text_column(self) -> str:
+        return self.trained.get("text_column", "text")
+
+    def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
+        """(texts, classes) of some thousand texts, or pairs of them."""
         truncation = self.trained.get("truncation", "head")
-        ids = tokenize(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
-        batches = eval_batches(ids, self.batch_size, self.tokenizer, self.accelerator)
-        return predict(self.model, batches, len(ids), self.accelerator)
+        ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
+        batches = eval_batches(
+            Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
+        )
+        return predict(self.model, batches, len(texts), self.accelerator)
 
 
 def open_classifier(config: EvalConfig) -> Classifier:
@@ -97,10 +106,11 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     # Now, because the files of the project may be edited during the predictions.
     environment = describe_environment(accelerator)
     settings = choose_test(config, classifier.trained)
-    test, seen = load_test(settings, classifier.trained, classifier.names)
+    known = read_hashes(classifier.folder)
+    test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
     weights = classifier.folder / "model.safetensors"
-    texts = Hasher.hash((test["text"][:], test["labels"][:]))
-    identity = settings | {"texts": texts, "weights": sha256_of(weights)}
+    texts = hashlib.sha256(test.hashes.tobytes() + test.labels.tobytes()).hexdigest()
+    identity = settings | {"texts": texts[:16], "weights": sha256_of(weights)}
     now, then = weights.stat(), classifier.weights_stat
     if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
         raise UserError(
@@ -108,15 +118,20 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
         )
     path = Path(config.report or classifier.folder / "report_test.json")
     refuse_to_replace(path, identity, config.overwrite)
-    logits, labels = classifier.logits(test), torch.as_tensor(test["labels"][:])
+    chunks = []
+    with tqdm(total=len(test), unit=" texts", disable=None) as bar:
+        for chunk in test.chunks():
+            chunks.append(classifier.logits(chunk))
+            bar.update(len(chunk))
+    logits, labels = torch.cat(chunks), torch.as_tensor(test.labels)
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
-        if seen is None and classifier.trained:
-            print("the training split cannot be read: whether these texts are in it is not known")
+        for line in (*test.notes, describe_seen(known, seen, classifier.folder)):
+            print(line)
         show(report)
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
-            "of": identity | {"also_in_training": seen} | how,
+            "of": identity | {"also_in": seen} | how,
             "environment": environment,
             "training_environment": classifier.trained.get("environment"),
         }
@@ -142,52 +157,53 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
         )
     fallback = dataclasses.asdict(Config()) | trained
-    if config.dataset and config.dataset != fallback["dataset"]:
+    dataset = full_path(config.dataset or fallback["dataset"])
+    if dataset != fallback["dataset"]:
         # The configuration and the revision of the training belong to its own data set.
         fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
-    given = {name: getattr(config, name) for name in TEST_SETTINGS}
+    given = {name: getattr(config, name) for name in TEST_SETTINGS} | {"dataset": dataset}
     return {name: fallback.get(name) if value is None else value for name, value in given.items()}
 
 
-def load_test(test: dict, trained: dict, names: list[str]) -> tuple[Dataset, int | None]:
-    """The labelled test split (sampled), and `count_seen` of the whole split.
+def load_test(
+    settings: dict, known: dict[str, np.ndarray], names: list[str], drop_invalid: bool
+) -> tuple[LabelledTexts, dict[str, int]]:
+    """The labelled test split (sampled), and how many texts of all of it are in each of `known`.
 
     Args:
-        test: from `choose_test`.
+        settings: from `choose_test`.
+        known: hashes of the texts that the model was trained and validated on, if it has them.
 
-    Raises `UserError` if half of its texts or more were seen.
+    Raises `UserError` if half of its texts or more are among those.
     """
     table = read_table(
-        test["dataset"],
-        test["test_split"],
-        test["dataset_config_name"],
-        test["dataset_revision"],
+        settings["dataset"],
+        settings["test_split"],
+        settings["dataset_config_name"],
+        settings["dataset_revision"],
         choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
     )
-    rows = label_rows(table, test["text_column"], test["label_column"], names)
-    seen = count_seen(rows, trained)
-    if seen is not None and seen >= len(rows) / 2:
+    columns = settings["text_column"], settings["label_column"]
+    no_labels = ", or --input FILE --output FILE to predict labels"
+    texts = label_rows(table, *columns, names, drop_invalid, no_labels)
+    # Texts are compared, not paths: a file may have been copied. A few are usual (52 of IMDb's).
+    seen = {name: int(np.isin(texts.hashes, hashes).sum()) for name, hashes in known.items()}
+    if sum(seen.values()) >= len(texts) / 2:
         raise UserError(
-            f"--dataset {test['dataset']} --test_split {test['test_split']}: {seen} of its "
-            f"{len(rows)} texts are in the split that the model was trained on; give --dataset "
-            "TEST_FILE, or another split"
+            f"--dataset {settings['dataset']} --test_split {settings['test_split']}: "
+            f"{sum(seen.values())} of its {len(texts)} texts are among those that the model was "
+            "trained or validated on; give --dataset TEST_FILE, or another split"
         )
-    return sample(rows, test["max_test_samples"], seed=0), seen
+    return sample(texts, settings["max_test_samples"], seed=0), seen
 
 
-def count_seen(test: Dataset, trained: dict) -> int | None:
-    """How many of the test texts are in the split that the model was trained and validated on; None
-    if that cannot be read. Texts are compared, not paths: a file may have been copied. A few are
-    usual (52 of IMDb's 25,000)."""
-    if not trained.get("dataset"):
-        return None
-    names = ("dataset", "train_split", "dataset_config_name", "dataset_revision")
-    try:
-        table = read_table(*(trained.get(name) for name in names))
-        seen = set(table[trained["text_column"]][:])
-    except (UserError, KeyError):
-        return None
-    return sum(text in seen for text in test["text"])
+def describe_seen(known: dict[str, np.ndarray], seen: dict[str, int], folder: Path) -> str:
+    if not any(map(len, known.values())):
+        return (
+            f"{folder} does not hold what the model was trained on: whether these texts are among "
+            "that is not known"
+        )
+    return "in training: {training:,} of these texts; in validation: {validation:,}".format(**seen)
 
 
 # ---------------------------------------------------------------- the command
@@ -217,9 +233,9 @@ def check_flags(config: EvalConfig) -> None:
     if config.text and config.input:
         errors += [f"--input {config.input}: given with --text; give one of the two"]
     mode = "text" if config.text else "input" if config.input else None
-    for name in ("report", *TEST_SETTINGS) if mode else ():
+    for name in ("report", "drop_invalid", *TEST_SETTINGS) if mode else ():
         value = getattr(config, name)
-        if value is not None and (mode, name) != ("input", "text_column"):
+        if value not in (None, False) and (mode, name) != ("input", "text_column"):
             errors += [f"--{name} {value}: is for the test split; leave it out with --{mode}"]
     if errors:
         raise UserError(*errors)

@@ -40,9 +40,9 @@ def load_tokenizer(
             f"most {limit}; give {special + 1} to {limit}"
         )
     tokenizer.model_max_length = max_length  # saved in best/: a pipeline truncates there, too
-    # Token types of a single text are all 0, which models assume if none are given; and some
-    # tokenizers emit them for a model that has none.
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    # Some tokenizers emit token types for a model that has none.
+    types = ["token_type_ids"] if getattr(model_config, "type_vocab_size", 0) > 1 else []
+    tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     return tokenizer
 
 

@@ -32,6 +32,7 @@ from runtime.checkpoint import Progress
 from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies
+from runtime.hub import full_path
 from runtime.monitor import Monitor, describe_end, describe_start
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
 from runtime.tables import column, fingerprint
@@ -52,6 +53,8 @@ class Run:
     train_set: datasets.Dataset
     validation_set: datasets.Dataset
     validation_sample: datasets.Dataset  # the part of it that is evaluated every --eval_steps
+    text_hashes: dict[str, np.ndarray]  # of the texts of both, for best/
+    notes: list[str]  # what is said of the data before the first step
     plan: BatchPlan  # which rows of train_set are the batch of a step
     total_steps: int
     progress: Progress
@@ -209,14 +212,13 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     environment = on_main(lambda: describe_environment(accelerator))
     with one_goes_first():  # the others find what was downloaded and tokenized
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
-        train_set, validation_set = load_splits(config, tokenizer)
-        names = train_set.features["labels"].names
+        splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head
         model = load_model(
-            config.model, names, config.revision, config.attention_dropout, config.dropout
+            config.model, splits.names, config.revision, config.attention_dropout, config.dropout
         )
     settings |= {
-        "data": fingerprint(train_set, validation_set),
+        "data": fingerprint(splits.train, splits.validation),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     require_same(
@@ -228,7 +230,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
     model, optimizer = wrap_for_engine(accelerator, config, model, optimizer)
     plan = BatchPlan(
-        column(train_set, "length").to_numpy(),
+        column(splits.train, "length").to_numpy(),
         settings["global_batch_size"],
         config.seed,
         config.train_sampling_strategy,
@@ -244,9 +246,11 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         tokenizer=tokenizer,
         model=model,
         optimizer=optimizer,
-        train_set=train_set,
-        validation_set=validation_set,
-        validation_sample=sample(validation_set, config.eval_samples, config.validation_seed),
+        train_set=splits.train,
+        validation_set=splits.validation,
+        validation_sample=sample(splits.validation, config.eval_samples, config.validation_seed),
+        text_hashes=splits.hashes,
+        notes=splits.notes,
         plan=plan,
         total_steps=total_steps,
         progress=Progress(),
@@ -283,6 +287,10 @@ def main(argv=None) -> int:
 
 def fine_tune(config: Config) -> int:
     """The exit status: 0, or 128 + the signal that asked the run to stop."""
+    own = config.validation_dataset
+    config = dataclasses.replace(
+        config, dataset=full_path(config.dataset), validation_dataset=own and full_path(own)
+    )
     accelerator = make_accelerator(config)
     with contextlib.ExitStack() as held:
         # The main process holds the lock until the run has ended.
@@ -300,7 +308,8 @@ def fine_tune(config: Config) -> int:
 
 def train_until_stopped(run: Run) -> int:
     """Train to the end (0), or until a signal asks to stop (its number), with `last/` saved."""
-    run.monitor.say(describe_start(run))
+    for line in (*run.notes, describe_start(run)):
+        run.monitor.say(line)
     with run.monitor.watch(run.progress), run.stop:
         try:
             train(run)

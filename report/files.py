@@ -8,19 +8,17 @@ import os
 from pathlib import Path
 
 from runtime.flags import UserError
-from runtime.hub import DATA_FORMATS
-
-WRITERS = {".csv": "to_csv", ".jsonl": "to_json", ".parquet": "to_parquet"}
+from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped
 
 
 def check_output(source: Path, output: Path, overwrite: bool) -> None:
     """Raises `UserError` unless predictions for texts in `source` can go to `output`."""
-    if output.suffix not in WRITERS:
-        raise UserError(
-            f"--output {output}: unknown kind of file; give one of {', '.join(WRITERS)}"
-        )
+    kind = format_of(output)
+    if kind not in OUTPUT_FORMATS or (kind == ".parquet" and is_gzipped(output)):
+        kinds = ", ".join(OUTPUT_FORMATS)
+        raise UserError(f"--output {output}: unknown kind of file; give one of {kinds}")
     if not source.is_file():
-        raise UserError(f"--input {source}: is no file; give a {', '.join(DATA_FORMATS)} file")
+        raise UserError(f"--input {source}: is no file; give a {', '.join(FORMATS)} file")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output}: is the --input itself; give another name")
     if output.exists() and not overwrite:

@@ -25,6 +25,7 @@ from runtime.folders import (
     write_folder,
 )
 from runtime.processes import on_main
+from runtime.tables import write_hashes
 
 
 @dataclasses.dataclass
@@ -100,15 +101,18 @@ def save_best(run, scores: dict) -> None:
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
-        fill = partial(fill_best, weights, model, run.tokenizer, files)
+        fill = partial(fill_best, weights, model, run.tokenizer, run.text_hashes, files)
         on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
 
 
-def fill_best(weights: dict, model, tokenizer, files: dict[str, dict], folder: Path) -> None:
+def fill_best(
+    weights: dict, model, tokenizer, hashes, files: dict[str, dict], folder: Path
+) -> None:
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_hashes(folder, hashes)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1))
     card = MODEL_CARD.format(**files["training_config.json"], **files["validation.json"])
@@ -235,6 +239,7 @@ def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
     batch = "global_batch_size"
     names = changed_settings(kind, old, new)
     names += [name for name in new if name not in flags | {batch} and old.get(name) != new[name]]
+    old, new = with_data_named(old), with_data_named(new)
     lines = [
         f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
         "give the old value, another --output_dir, or --overwrite to delete that run"
@@ -248,6 +253,11 @@ def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
         )
     if lines:
         raise UserError(*lines)
+
+
+def with_data_named(settings: dict) -> dict:
+    """The fingerprint of the texts says little to a person; where they are from says more."""
+    return settings | {"data": f"{settings.get('data')} ({settings['dataset']})"}
 
 
 BATCH_FLAGS = ("per_device_train_batch_size", "gradient_accumulation_steps")

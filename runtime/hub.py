@@ -12,15 +12,15 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session, is_offline_mode
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from runtime.flags import UserError
+from runtime.formats import format_of
 
 logging.disable_progress_bar()  # one per group of tensors while weights load
 logging.set_verbosity_error()  # and a table saying that the head is new, which here it should be
-
-DATA_FORMATS = {".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
@@ -35,7 +35,7 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
                 f"{flag} {name}: a local path has no revision {revision}; give one or the other"
             )
         return path
-    if path.suffix in DATA_FORMATS or path.is_absolute() or name.startswith((".", "~")):
+    if format_of(path) or path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{flag} {name}: no such file or folder; check the path")
     if name.count("/") > 1 or not name.strip("/"):
         raise UserError(f"{flag} {name}: no such folder, nor a Hub name (OWNER/NAME); check it")
@@ -50,9 +50,26 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
     return None
 
 
+def full_path(name: str) -> str:
+    """A local path so that it means the same from any folder; a Hub name as it is. (Links stay
+    links: what they point to may change.)"""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 @lru_cache  # one round trip per start, not one per name
 def probe(endpoint: str) -> None:
     get_session().head(endpoint, timeout=10)
+
+
+def require_downloaded(name: str) -> None:
+    """Raises ValueError, offline, for a data set that was never downloaded under that name.
+
+    The datasets library would take whatever lies in its cache under it: a local folder of the same
+    name, which another project has read.
+    """
+    folder = repo_folder_name(repo_id=name, repo_type="dataset")
+    if is_offline_mode() and not Path(constants.HF_HUB_CACHE, folder).exists():
+        raise ValueError("was not downloaded before")
 
 
 def offline_hint() -> str:

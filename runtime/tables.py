@@ -1,175 +1,440 @@
-"""Any file, folder or Hub split as a checked table of texts and class labels.
+"""Rows on a disk as labelled texts: every row checked, classes named, texts known by their hash.
 
-In: a name and the names of two columns. Out: a `Dataset` of `text` and `labels`, every row checked.
-Independent of: tokenizers, splits for validation, models.
+In: a table; the names of its columns. Out: the numbers of the rows, their labels and hashes; the
+texts themselves when asked for, in chunks. Independent of: splits, tokenizers, models.
 """
 
+import collections
+import dataclasses
 import hashlib
-import sys
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, List, Value, disable_progress_bars, load_dataset, logging
-from datasets.exceptions import DatasetsError
-from datasets.fingerprint import Hasher
+from datasets import ClassLabel, Dataset, Features
 
 from runtime.flags import UserError
-from runtime.hub import DATA_FORMATS, locate, offline_hint
+from runtime.formats import CHUNK, as_strings, read_chunks, read_columns, read_schema
 
-if not sys.stderr.isatty():
-    disable_progress_bars()
-logging.set_verbosity(logging.CRITICAL)  # it logs what it then raises, and we report it once
+# ---------------------------------------------------------------- a table
 
 
-def read_table(
-    name: str,
-    split: str,
-    config_name: str | None = None,
-    revision: str | None = None,
-    flag="--dataset",
-    choices="--dataset_config_name and --train_split",
-) -> Dataset:
-    """One split, as it stands. A file is whichever split is asked for; all else has its own.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows that are read anew each time they are asked for. None stay in memory, so a file of a
+    gigabyte needs no more of it than a small one."""
 
-    `choices`: the flags that an error names as what else may be wrong.
-    """
-    path = locate(name, flag, revision)
-    if path and path.is_file():
-        source, options = options_of_file(path, split, config_name, f"{flag} {name}")
-    else:
-        source = name if path is None else str(path)
-        options = {"split": split, "name": config_name, "revision": revision}
-    has_csv = source == "csv" or bool(path and path.is_dir() and any(path.rglob("*.csv")))
-    if has_csv:
-        options["keep_default_na"] = False  # or pandas reads the texts "null" and "NA" as missing
-    try:
-        table = load_dataset(source, **options)
-    except (DatasetsError, OSError, ValueError, StopIteration) as error:
-        reason, remedy = explain_unreadable(path, error, choices)
-        raise UserError(f"{flag} {name}: {reason}; {remedy}") from None
-    if has_csv and "__index_level_0__" in table.column_names:
-        # pandas takes the first of them for row names, and every column for its right neighbour.
+    given: str  # what the user wrote, such as "--dataset reviews.csv", for errors
+    parts: tuple[Path | Dataset, ...]  # files, or rows that the datasets library has on the disk
+    notes: tuple[str, ...] = ()  # lines for the user
+
+    @property
+    def source(self) -> str:
+        """The file, or the split, in words."""
+        if isinstance(self.parts[0], Path):
+            return ", ".join(part.name for part in self.parts)
+        return f"the split {self.parts[0].split}"
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """Those of any part, in the order of the first."""
+        return list(dict.fromkeys(name for part in self.parts for name in columns_of(part)))
+
+    def chunks(self, columns: list[str]) -> Iterator[tuple[str, int, pa.Table]]:
+        """(Words for the place, such as "row" or "a.csv row"; rows of the part before; a table of
+        those columns, as text), in the order of the rows."""
+        for part in self.parts:
+            place = f"{part.name} row" if len(self.parts) > 1 else "row"
+            names = {name: class_names(part, name) for name in columns}
+            done = 0
+            for chunk in read_part(part, columns):
+                texts = [
+                    name_classes(chunk[name], names[name])
+                    if names[name]
+                    else as_strings(refuse_nested(chunk[name], f"{self.given}: column {name!r}"))
+                    for name in columns
+                ]
+                yield place, done, pa.table(texts, names=columns)
+                done += len(chunk)
+
+
+def columns_of(part: Path | Dataset) -> list[str]:
+    return read_columns(part) if isinstance(part, Path) else part.column_names
+
+
+def read_part(part: Path | Dataset, columns: list[str]) -> Iterator[pa.Table]:
+    if missing := set(columns) - set(columns_of(part)):
         raise UserError(
-            f"{flag} {name}: rows hold more values than the header has names; "
-            "put texts that hold commas in quotes"
+            f"{part}: no column {min(missing)!r}, which other files of the split have; give one of "
+            f"{', '.join(columns_of(part))}"
         )
-    return table
+    if isinstance(part, Path):
+        return read_chunks(part, columns)
+    return part.select_columns(columns).with_format("arrow").iter(batch_size=CHUNK)
 
 
-def options_of_file(path: Path, split: str, config_name: str | None, given: str):
-    """What `load_dataset` needs to read one local file: (its reader, options)."""
-    if path.suffix not in DATA_FORMATS:
-        raise UserError(f"{given}: unknown kind of file; give {', '.join(DATA_FORMATS)}")
-    if config_name:
-        raise UserError(f"{given}: a file has no configuration {config_name}; give none")
-    if set("[+") & set(split):
-        raise UserError(f"{given}: a file has no split {split}; give a plain name for it")
-    return DATA_FORMATS[path.suffix], {"split": split, "data_files": {split: str(path)}}
+def class_names(part: Path | Dataset, column: str) -> list[str] | None:
+    """Those of a column of type ClassLabel, which the datasets library also keeps in Parquet."""
+    if isinstance(part, Path):
+        schema = read_schema(part)
+        if schema is None or b"huggingface" not in (schema.metadata or {}):
+            return None
+        feature = Features.from_arrow_schema(schema).get(column)
+    else:
+        feature = part.features[column]
+    return feature.names if isinstance(feature, ClassLabel) else None
 
 
-def explain_unreadable(path: Path | None, error: Exception, choices: str) -> tuple[str, str]:
-    """(reason, remedy) for what `load_dataset` raised."""
-    # A JSON lines file without lines makes it run out of an iterator, with no message.
-    reason = " ".join(str(error.__cause__ or error).split()).rstrip(".!") or "holds no rows"
-    if path is None:
-        return reason, f"check the name{offline_hint()}, {choices}"
-    if path.is_file():
-        return reason, "correct the file"
-    if not any(file.suffix in DATA_FORMATS for file in path.rglob("*")):
-        reason = f"holds no {', '.join(DATA_FORMATS)} file"
-    return reason, f"check its files, {choices}"
+def name_classes(numbers: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
+    """Class numbers to names. -1 is none, as in the test splits of GLUE."""
+    numbers = pc.if_else(pc.less(numbers, 0), None, numbers)
+    return pc.take(pa.chunked_array([names], pa.string()), numbers)
+
+
+def refuse_nested(column: pa.ChunkedArray, given: str) -> pa.ChunkedArray:
+    """Raises `UserError` if a cell that is asked for as text holds several values, or bytes."""
+    kind, found = column.type, None
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        found = str(kind)
+    elif kind == pa.json_():
+        cells = column.cast(pa.string())
+        found = next((cell for cell in cells.to_pylist() if cell and cell[0] in "[{"), None)
+    if found:
+        raise UserError(
+            f"{given} holds {found}; give a column with one value per text (several labels per "
+            "text are not supported)"
+        )
+    return column
+
+
+# ---------------------------------------------------------------- labelled texts
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTexts:
+    """Rows of a table with a text and a class. The texts are read when asked for."""
+
+    table: Table
+    text_columns: tuple[str, ...]  # one, or two for pairs of texts
+    names: list[str]  # of the classes
+    rows: np.ndarray  # (texts,) numbers of the rows, ascending, from 0 over all parts
+    labels: np.ndarray  # (texts,) class numbers
+    hashes: np.ndarray  # (texts,) uint64, from `hash_texts`
+    notes: tuple[str, ...]  # lines for the user: what was changed, left out or guessed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, which: np.ndarray) -> "LabelledTexts":
+        """Those of the given positions, ascending."""
+        return dataclasses.replace(
+            self, rows=self.rows[which], labels=self.labels[which], hashes=self.hashes[which]
+        )
+
+    def chunks(self) -> Iterator[list[tuple[str, ...]]]:
+        """The texts, some thousands at a time: tuples of one text, or of two.
+
+        Raises `UserError` if they are no longer those that were labelled.
+        """
+        before, done = 0, 0
+        for _, _, chunk in self.table.chunks(list(self.text_columns)):
+            end = done + np.searchsorted(self.rows[done:], before + len(chunk))
+            texts = text_tuples(chunk.take(self.rows[done:end] - before), self.text_columns)
+            if not np.array_equal(hash_texts(texts), self.hashes[done:end]):
+                break
+            before, done = before + len(chunk), end
+            if texts:
+                yield texts
+        if done < len(self):
+            raise UserError(f"{self.table.given}: changed while it was read; start again")
+
+
+def text_tuples(chunk: pa.Table, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Missing texts are empty ones."""
+    texts = [pc.fill_null(chunk[name], "").to_pylist() for name in columns]
+    return list(zip(*texts, strict=True))
+
+
+def hash_texts(texts: list[tuple[str, ...]]) -> np.ndarray:
+    """(texts,) 64 bits of each: equal for equal texts, and, for a million of them, with a
+    probability of 3e-8 for any two others."""
+    digests = (hashlib.blake2b("\0".join(text).encode(), digest_size=8) for text in texts)
+    return np.frombuffer(b"".join(digest.digest() for digest in digests), "<u8")
 
 
 def label_rows(
-    table: Dataset, text_column: str, label_column: str, names: list[str] | None = None
-) -> Dataset:
-    """Columns `text` (string) and `labels` (ClassLabel), every row checked.
+    table: Table,
+    text_column: str,
+    label_column: str,
+    names: list[str] | None = None,
+    drop_invalid: bool = False,
+    no_labels: str = "",
+) -> LabelledTexts:
+    """The rows of a table, each checked for a text and a label.
 
     Args:
-        table: any columns; labels are class labels, integers, booleans or strings.
-        names: those of a trained model, which must include the table's; default: the table's.
+        text_column: one column, or two with a comma between them.
+        names: the classes, which must include those of the table; default: the table's own.
+        drop_invalid: leave out rows without a text or a label, instead of raising `UserError`.
+        no_labels: what else to do, for a table without that column.
     """
-    check_columns(table, text_column, label_column)
-    check_texts(table, text_column)
-    own, values, which = read_labels(table, label_column)
-    if names is None and len(set(values)) < 2:
-        raise UserError(
-            f"--label_column {label_column}: only class {values[0]!r}; give two or more"
-        )
-    names = own if names is None else names
-    if unknown := sorted(set(values) - set(names)):
-        raise UserError(
-            f"label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
-        )
-    labels = np.array([names.index(value) for value in values])[which]
-    columns = {"text": column(table, text_column), "labels": labels}
-    identity = Hasher.hash((table._fingerprint, text_column, label_column, names))
-    result = Dataset(pa.table(columns), fingerprint=identity)
-    return result.cast_column("labels", ClassLabel(names=names))
-
-
-def check_columns(table: Dataset, text_column: str, label_column: str) -> None:
-    for flag, wanted in (("--text_column", text_column), ("--label_column", label_column)):
-        if wanted not in table.column_names:
-            raise UserError(
-                f"{flag} {wanted}: no such column; give one of {', '.join(table.column_names)}"
-            )
-    if text_column == label_column:
+    if not table.columns:
+        raise UserError(f"{table.given}: holds no rows; give a data set that does")
+    text_columns = find_text_columns(table, text_column)
+    require_column(table, "--label_column", label_column, no_labels)
+    if label_column in text_columns:
         raise UserError(f"--label_column {label_column}: is the --text_column too; give another")
-    if not len(table):
-        raise UserError("the data set holds no rows; give one that does")
+    found = scan_rows(table, text_columns, label_column)
+    if not len(found.codes):
+        raise UserError(f"{table.given}: holds no rows; give a data set that does")
+    own = names is None
+    if own:
+        names, numbers, notes = name_labels(found, class_names(table.parts[0], label_column))
+    else:
+        numbers, notes = find_labels(found, names, table.given)
+    valid = ~found.empty & (found.codes >= 0)
+    notes = [*table.notes, *notes, *leave_out(found, valid, table.given, drop_invalid)]
+    if own:
+        check_classes([names[number] for number in sorted(set(numbers))], len(valid), label_column)
+    (rows,) = np.nonzero(valid)
+    return LabelledTexts(
+        table=table,
+        text_columns=text_columns,
+        names=names,
+        rows=rows,
+        labels=np.array(numbers, dtype=np.int64)[found.codes[rows]],
+        hashes=found.hashes[rows],
+        notes=tuple(notes),
+    )
 
 
-def read_labels(table: Dataset, name: str) -> tuple[list[str], list[str], np.ndarray]:
-    """The names of all classes; those that occur; and (rows,) which of these each row has.
-
-    Raises `UserError` for a column that holds no classes, or a row without one.
-    """
-    feature = table.features[name]
-    check_class_type(feature, name)
-    encoded = pc.dictionary_encode(column(table, name), null_encoding="encode").combine_chunks()
-    values, which = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    for number, label in enumerate(values):
-        unnamed = label == -1 and isinstance(feature, ClassLabel)  # -1 / 1 are classes elsewhere
-        if label is None or not str(label).strip() or unnamed:
-            raise UserError(
-                f"--label_column {name}: row {np.argmax(which == number)} of {len(table)} "
-                f"has no label ({label!r}); remove such rows"
-            )
-    if isinstance(feature, ClassLabel):
-        return feature.names, [feature.names[label] for label in values], which
-    return [str(label) for label in sorted(values)], [str(label) for label in values], which
+def find_text_columns(table: Table, asked: str) -> tuple[str, ...]:
+    columns = (asked,) if asked in table.columns else tuple(asked.split(","))
+    for name in columns:
+        require_column(table, "--text_column", name)
+    if len(columns) > 2 or len(set(columns)) < len(columns):
+        raise UserError(f"--text_column {asked}: give one column, or two with a comma between them")
+    return columns
 
 
-def check_class_type(feature, name: str) -> None:
-    kind = "lists" if isinstance(feature, List) else getattr(feature, "dtype", "mixed values")
-    classes = ("int", "uint", "bool", "string", "large_string", "timestamp", "date", "null")
-    if not isinstance(feature, ClassLabel | Value) or not kind.startswith(classes):
-        raise UserError(
-            f"--label_column {name}: holds {kind}; give one class label per text, as integer "
-            "or string (regression and several labels per text are not supported)"
+def require_column(table: Table, flag: str, name: str, else_do: str = "") -> None:
+    if name not in table.columns:
+        there = ", ".join(map(str, table.columns))
+        raise UserError(f"{flag} {name}: no such column; give one of {there}{else_do}")
+
+
+@dataclasses.dataclass
+class Scan:
+    """What one pass over a table finds."""
+
+    hashes: np.ndarray  # (rows,)
+    empty: np.ndarray  # (rows,) whether there is no text
+    codes: np.ndarray  # (rows,) which of `written` the label is; -1 for none
+    written: list[str]  # the labels that occur, without white space at their ends
+    spaced: collections.Counter  # labels as they are, for those that have it
+    without: dict[str, list[str]]  # "text" and "label": places of the rows that have none
+
+
+def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) -> Scan:
+    hashes, empty, codes, written, spaced = [], [], [], {}, collections.Counter()
+    without = {"text": [], "label": []}
+    for place, before, chunk in table.chunks([*text_columns, label_column]):
+        texts = text_tuples(chunk, text_columns)
+        hashes.append(hash_texts(texts))
+        labels = chunk[label_column].to_pylist()
+        for row, (text, label) in enumerate(zip(texts, labels, strict=True), before + 1):
+            stripped = (label or "").strip()
+            if stripped != (label or "") and stripped:
+                spaced[label] += 1
+            codes.append(written.setdefault(stripped, len(written)) if stripped else -1)
+            empty.append(not any(map(str.strip, text)))
+            if not stripped:
+                without["label"].append(f"{place} {row}")
+            if empty[-1]:
+                without["text"].append(f"{place} {row}")
+    return Scan(
+        hashes=np.concatenate(hashes) if hashes else np.array([], "<u8"),
+        empty=np.array(empty, dtype=bool),
+        codes=np.array(codes, dtype=np.int64),
+        written=list(written),
+        spaced=spaced,
+        without=without,
+    )
+
+
+def leave_out(found: Scan, valid: np.ndarray, given: str, drop_invalid: bool) -> list[str]:
+    """A line that says how many rows are left out. Raises `UserError` if that was not asked for."""
+    total = len(valid)
+    said = [
+        f"{len(places):,} of {total:,} rows {what} ({'first: ' * (len(places) > 5)}"
+        f"{', '.join(places[:5])})"
+        for what, places in (
+            ("without a text", found.without["text"]),
+            ("without a label", found.without["label"]),
         )
+        if places
+    ]
+    if said and not drop_invalid:
+        remedy = "correct them, or give --drop_invalid to leave them out"
+        raise UserError(*(f"{given}: {line}; {remedy}" for line in said))
+    if not valid.any():
+        raise UserError(f"{given}: no row has a text and a label; give a data set that holds some")
+    return [f"{given}: left out: {line}" for line in said]
+
+
+# ---------------------------------------------------------------- classes
+
+
+def name_labels(found: Scan, declared: list[str] | None) -> tuple[list[str], list[int], list[str]]:
+    """(The names of the classes; the class number of each label of the scan; lines to say.)
+
+    Args:
+        declared: the names that the data set itself gives its classes, in their order.
+    """
+    notes = tell_spaces(found)
+    if declared:
+        return declared, [declared.index(label) for label in found.written], notes
+    labels = found.written
+    if whole := whole_numbers(labels):
+        notes.append(f"labels {', '.join(sorted(labels)[:5])} are taken as whole numbers")
+        labels = whole
+    names = sorted(set(labels), key=numeric_order)
+    alike = collections.defaultdict(list)
+    for name in names:
+        alike[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    notes += [
+        f"warning: classes {', '.join(map(repr, same))} differ only in case or in the form of "
+        "their letters; if they are one class, write them alike"
+        for same in alike.values()
+        if len(same) > 1
+    ]
+    return names, [names.index(label) for label in labels], notes
+
+
+def find_labels(found: Scan, names: list[str], given: str) -> tuple[list[int], list[str]]:
+    """The class number of each label of the scan, by the names of a model or another split."""
+    labels = found.written
+    if not set(labels) <= set(names):
+        labels = whole_numbers(labels) or labels
+    if unknown := sorted(set(labels) - set(names)):
+        raise UserError(
+            f"{given}: label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
+        )
+    return [names.index(label) for label in labels], tell_spaces(found)
+
+
+def tell_spaces(found: Scan) -> list[str]:
+    if not found.spaced:
+        return []
+    count, example = sum(found.spaced.values()), min(found.spaced)
+    return [f"white space at the ends of {count:,} labels is left out, such as of {example!r}"]
+
+
+def whole_numbers(labels: list[str]) -> list[str] | None:
+    """0.0 and 1.0 as 0 and 1: pandas writes a column of integers so if a cell of it is empty.
+    None unless all labels are whole numbers, and some are written with a decimal point."""
+    if any("." in label for label in labels) and all(map(WHOLE.fullmatch, labels)):
+        return [label.partition(".")[0] for label in labels]
+    return None
+
+
+WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
+
+
+def numeric_order(name: str) -> tuple:
+    """10 after 9; numbers before words."""
+    number = re.fullmatch(r"[-+]?\d+(\.\d+)?", name)
+    return (not number, float(name) if number else 0.0, name)
+
+
+def check_classes(names: list[str], rows: int, column: str) -> None:
+    if len(names) == 1:
+        raise UserError(f"--label_column {column}: only class {names[0]!r}; give two or more")
+    if len(names) > rows / 2:
+        raise UserError(
+            f"--label_column {column}: {len(names):,} different values in {rows:,} rows, such as "
+            f"{names[0]!r}; give a column of classes (regression is not supported)"
+        )
+
+
+def count_classes(texts: LabelledTexts) -> str:
+    """Each class with its count and share, the 20 largest of more."""
+    counts = np.bincount(texts.labels, minlength=len(texts.names))
+    largest = np.sort(np.argsort(-counts, kind="stable")[:20])
+    each = [
+        f"{texts.names[number]} {counts[number]:,} ({counts[number] / len(texts):.1%})"
+        for number in largest
+    ]
+    rest = f", and {len(counts) - len(largest):,} smaller ones" * (len(counts) > len(largest))
+    return f"{len(counts):,} classes: {', '.join(each)}{rest}"
+
+
+def count_different(texts: LabelledTexts) -> np.ndarray:
+    """(classes,) how many different texts each class has."""
+    order = np.lexsort((texts.hashes, texts.labels))
+    labels, hashes = texts.labels[order], texts.hashes[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (labels[1:] != labels[:-1]) | (hashes[1:] != hashes[:-1])
+    return np.bincount(labels[new], minlength=len(texts.names))
+
+
+def describe_draw(texts: LabelledTexts, validation: LabelledTexts, seed: int) -> list[str]:
+    """Lines on validation texts that were drawn from others."""
+    lines = [
+        f"validating on {len(validation):,} of the {len(texts):,} texts of {texts.table.source}, "
+        f"drawn by their content (--validation_seed {seed})"
+    ]
+    without = np.setdiff1d(texts.labels, validation.labels)
+    if len(without):
+        names = ", ".join(texts.names[number] for number in without)
+        lines.append(f"none of class {names} among them: all its rows are one text, trained on")
+    return lines
+
+
+def describe_overlap(train: LabelledTexts, validation: LabelledTexts) -> str:
+    """A line on validation texts of their own. Raises `UserError` if half are trained on."""
+    shared = int(np.isin(validation.hashes, train.hashes).sum())
+    if shared >= len(validation) / 2:
+        raise UserError(
+            f"{validation.table.given}: {shared:,} of the {len(validation):,} texts to validate on "
+            "are among those to train on; give other texts"
+        )
+    also = f", of which {shared:,} are trained on, too" if shared else ""
+    return f"validating on {len(validation):,} texts of {validation.table.source}{also}"
+
+
+# ---------------------------------------------------------------- what a model was trained on
+
+
+def hash_files(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}_texts.npy" for name in ("training", "validation")}
+
+
+def write_hashes(folder: Path, hashes: dict[str, np.ndarray]) -> None:
+    """The hashes of the texts that a model was trained on, and of those that chose its step."""
+    for name, path in hash_files(folder).items():
+        np.save(path, np.unique(hashes[name]))
+
+
+def read_hashes(folder: Path) -> dict[str, np.ndarray]:
+    """What `write_hashes` wrote there; empty where it did not."""
+    return {
+        name: np.load(path, allow_pickle=False) if path.is_file() else np.array([], "<u8")
+        for name, path in hash_files(folder).items()
+    }
+
+
+# ---------------------------------------------------------------- token ids
 
 
 def column(data: Dataset, name: str) -> pa.ChunkedArray:
     """One column, where it lies: no list of Python objects, which takes several times the room."""
     return data.select_columns([name]).with_format("arrow")[:][name]
-
-
-def check_texts(table: Dataset, name: str) -> None:
-    """Raises `UserError` at the first value that is no text or an empty one."""
-    texts = column(table, name)
-    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(True)
-    else:  # no text, or values of several kinds
-        empty = pa.array(not (isinstance(text, str) and text.strip()) for text in table[name])
-    row = pc.index(empty, True).as_py()
-    if row >= 0:
-        text = table[name][row]
-        what = "is empty" if text is None or isinstance(text, str) else f"is {text!r}, not text"
-        raise UserError(f"row {row} of column {name!r} {what}; remove or fill such rows")
 
 
 def fingerprint(*splits: Dataset) -> str:

@@ -20,6 +20,7 @@ from sklearn import metrics
 from transformers import DataCollatorWithPadding
 
 import eval as evaluation
+import train
 from config import EvalConfig
 from data import Collator, eval_batches, tokenize
 from model import load_model, load_tokenizer, predict, score
@@ -28,14 +29,13 @@ from runtime import folders
 from runtime.checkpoint import read_training_settings
 from runtime.flags import UserError
 from runtime.processes import keep_freed_memory
-from runtime.tables import label_rows, read_table
+from runtime.splits import read_table
+from runtime.tables import label_rows
 
 
 @pytest.fixture(scope="module")
 def trained(tiny, corpus, tmp_path_factory):
     """A checkpoint folder, trained for a few steps."""
-    import train
-
     output = tmp_path_factory.mktemp("trained")
     train.main(
         [
@@ -55,15 +55,15 @@ def trained(tiny, corpus, tmp_path_factory):
 def test_set(tiny, corpus):
     table = read_table(str(corpus), "test")
     tokenizer = load_tokenizer(str(tiny), max_length=32)
-    return tokenizer, tokenize(label_rows(table, "text", "label"), tokenizer, 32)
+    return tokenizer, tokenize(label_rows(table, "text", "label"), tokenizer, 32, "head")
 
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
 def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
     corpus, tiny, tmp_path, monkeypatch, truncation
 ):
-    """Red: tokenize without its second clear_last_call."""
-    monkeypatch.setattr("data.datasets_config.HF_DATASETS_CACHE", tmp_path)
+    """Red: encode without its clear_last_call."""
+    monkeypatch.setattr("runtime.cache.datasets_config.HF_DATASETS_CACHE", tmp_path)
     table = label_rows(read_table(str(corpus / "test.csv"), "train"), "text", "label")
     saved = []
     for _ in ("cold", "warm"):
@@ -157,7 +157,8 @@ def test_a_batch_without_padding_has_no_mask_and_an_idle_process_a_row_that_coun
 
 
 def test_token_ids_are_cached_on_disk_under_what_they_depend_on(tiny, corpus):
-    """A second start tokenizes nothing. Red: no cache_file_name; the truncation state hashed."""
+    """A second start tokenizes nothing. Red: cached_rows without its look for the file; the
+    truncation left out of the key."""
     labelled = label_rows(read_table(str(corpus), "test"), "text", "label")
     files = []
     for length, truncation in [(32, "head"), (32, "head"), (16, "head"), (16, "tail")]:
@@ -253,16 +254,17 @@ def test_texts_and_files_get_the_predictions_of_the_test_split(trained, tmp_path
     assert sum(label == truth for label, (_, truth) in zip(told, rows, strict=True)) > 22
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz", ".jsonl", ".JSONL.gz", ".parquet"])
 def test_every_kind_of_file_is_read_and_written(trained, tmp_path, suffix):
-    """Red: a writer missing from the table WRITERS."""
+    """Red: `write_json` for every kind in write_chunks."""
     rows = make_rows(8, seed=5)
     source = write_csv(tmp_path / "in.csv", rows)
     first = tmp_path / f"first{suffix}"
     evaluation.main([f"--ckpt={trained}", f"--input={source}", f"--output={first}"])
-    again = read_table(str(first), "train")
-    assert again["text"][:] == [text for text, _ in rows]
-    assert set(again["predicted_label"]) <= {"negative", "positive"}
+    again = label_rows(
+        read_table(str(first), "train"), "text", "predicted_label", ["negative", "positive"]
+    )
+    assert [text for chunk in again.chunks() for (text,) in chunk] == [text for text, _ in rows]
 
 
 def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_path):
@@ -272,20 +274,34 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     trained_on = read_training_settings(trained)
     config = EvalConfig(ckpt=str(trained), dataset=str(path))
     about = evaluation.choose_test(config, trained_on)
-    test, _ = evaluation.load_test(about, trained_on, ["negative", "positive"])
-    assert set(test["labels"]) == {1}
+    test, _ = evaluation.load_test(about, {}, ["negative", "positive"], False)
+    assert set(test.labels) == {1}
 
 
-def test_a_training_split_that_cannot_be_read_is_said(trained, tmp_path, capsys):
-    """Nobody has then looked for the test texts in it. Red: no line in report_on_test."""
+def test_a_model_that_does_not_hold_what_it_was_trained_on_is_said_to(trained, tmp_path, capsys):
+    """Nobody can then look for the test texts in it. Red: describe_seen without its first case."""
     best = shutil.copytree(trained, tmp_path / "best")
-    (best / "manifest.json").unlink()
-    settings = json.loads((best / "training_config.json").read_text())
-    gone = settings | {"dataset": str(tmp_path / "gone.csv")}
-    (best / "training_config.json").write_text(json.dumps(gone))
+    for name in ("manifest.json", "training_texts.npy", "validation_texts.npy"):
+        (best / name).unlink()
     texts = write_csv(tmp_path / "x.csv", make_rows(20, seed=3))
     evaluation.main([f"--ckpt={best}", f"--dataset={texts}", "--num_threads=1"])
-    assert "the training split cannot be read" in capsys.readouterr().out
+    assert "does not hold what the model was trained on" in capsys.readouterr().out
+
+
+def test_training_texts_are_recognised_after_the_file_has_changed_and_from_anywhere(
+    tiny, tmp_path, monkeypatch
+):
+    """By hashes in best/. Red: write_hashes left out of fill_best; `text.strip()` left out of
+    nothing but the file: count by path."""
+    texts = write_csv(tmp_path / "data" / "train.csv", make_rows(60, seed=1))
+    output = tmp_path / "run"
+    flags = ["--max_length=32", "--max_steps=2", "--num_threads=1"]
+    train.main([f"--model={tiny}", f"--dataset={texts}", f"--output_dir={output}", *flags])
+    write_csv(texts, make_rows(60, seed=2))
+    copy = write_csv(tmp_path / "copy.csv", make_rows(60, seed=1)[:30] + make_rows(10, seed=3))
+    monkeypatch.chdir(tmp_path / "data")
+    with pytest.raises(UserError, match="30 of its 40 texts are among those that the model was"):
+        evaluation.main([f"--ckpt={output / 'best'}", f"--dataset={copy}"])
 
 
 def test_what_a_checkpoint_does_not_say_is_the_default():

@@ -9,7 +9,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import BatchPlan, cut_middle, plan_epoch, stratified_part, train_loader
+from data import BatchPlan, cut_middle, draw, plan_epoch, share_out, train_loader
+from runtime.tables import hash_texts
 
 NO_TOKENIZER = None  # nothing is collated here
 lengths = st.lists(st.integers(1, 512), min_size=1, max_size=300).map(np.array)
@@ -109,36 +110,74 @@ def test_batches_come_in_no_order_of_length():
     assert abs(np.corrcoef(ranks, np.arange(50))[0, 1]) < 0.4
 
 
+def as_keys(texts) -> np.ndarray:
+    return hash_texts([(str(text),) for text in texts])
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), min_size=4, max_size=200),
     st.floats(0.05, 0.95),
     seeds,
 )
 @settings(max_examples=200)
-def test_equal_texts_stay_on_one_side_of_a_split(rows, share, seed):
-    """Red: `texts=None` in stratified_part, which splits row by row."""
-    labels, texts = zip(*rows, strict=True)
-    part, rest = stratified_part(labels, round(len(rows) * share), seed, texts)
-    assert sorted([*part, *rest]) == list(range(len(rows)))
-    assert not {texts[row] for row in part} & {texts[row] for row in rest}
+def test_equal_texts_are_drawn_together_or_not_at_all(rows, share, seed):
+    """Red: `keys = np.arange(len(keys))` in draw, which draws row by row."""
+    labels, texts = map(np.array, zip(*rows, strict=True))
+    quota = share_out(np.bincount(labels), round(len(rows) * share))
+    drawn = draw(labels, quota, as_keys(texts), seed)
+    assert not set(texts[drawn]) & set(np.delete(texts, drawn))
+    assert (np.bincount(labels[drawn], minlength=len(quota)) <= quota).all()
 
 
 @given(st.lists(st.integers(0, 3), min_size=4, max_size=200), st.floats(0, 1), seeds)
 def test_a_part_has_the_asked_size_and_each_class_its_share_to_within_one(labels, share, seed):
     """Red: share_out without its `+= 1`, which hands out the remainders."""
+    labels = np.array(labels)
     size = int(len(labels) * share)
-    part, _ = stratified_part(labels, size, seed)
-    assert len(part) == size
-    for label in set(labels):
-        exact = labels.count(label) * size / len(labels)
-        assert abs(sum(labels[row] == label for row in part) - exact) < 1
+    quota = share_out(np.bincount(labels), size)
+    drawn = draw(labels, quota, np.arange(len(labels), dtype=np.uint64), seed)
+    assert len(drawn) == size
+    exact = np.bincount(labels) * size / len(labels)
+    assert (abs(np.bincount(labels[drawn], minlength=len(exact)) - exact) < 1).all()
+
+
+@given(st.permutations(range(60)), st.integers(0, 20), seeds)
+def test_what_is_drawn_depends_on_the_texts_and_not_on_their_order(order, more, seed):
+    """A file sorted anew has the same validation texts. Red: `np.random.default_rng(seed)` in draw
+    for the order of the keys."""
+    texts, labels = np.arange(60), np.arange(60) % 3
+    keys, quota = as_keys(texts), np.array([6, 6, 6])
+    drawn = set(texts[draw(labels, quota, keys, seed)])
+    again = texts[order]
+    assert set(again[draw(labels[order], quota, keys[order], seed)]) == drawn
+
+
+def test_added_rows_move_hardly_any_text_to_the_other_side():
+    """A tenth more, at a share of 0.3: below 1 % of the texts change sides (by chance 42 % would).
+    Red: as above."""
+    labels = np.arange(11_000) % 2
+    keys = as_keys(range(11_000))
+    sides = []
+    for size in (10_000, 11_000):
+        quota = share_out(np.bincount(labels[:size]), round(0.3 * size))
+        part = np.zeros(11_000, dtype=bool)
+        part[draw(labels[:size], quota, keys[:size], seed=0)] = True
+        sides.append(part[:10_000])
+    assert (sides[0] != sides[1]).mean() < 0.01
+
+
+def test_another_seed_draws_other_rows():
+    """Red: shuffle without the seed."""
+    labels, keys = np.zeros(1000, dtype=int), as_keys(range(1000))
+    first, second = (set(draw(labels, np.array([300]), keys, seed)) for seed in (0, 1))
+    assert 50 < len(first & second) < 130  # 90 by chance
 
 
 def test_the_published_sizes_of_imdb_are_met_though_97_texts_stand_twice():
-    """25,000 = 17,500 + 7,500, each half positive. Red: duplicates counted once in the
-    quota of stratified_part."""
-    texts = [str(row) for row in range(24903)] + [str(row) for row in range(97)]
-    labels = [row % 2 for row in range(24903)] + [row % 2 for row in range(97)]
-    part, rest = stratified_part(labels, 7500, 0, texts)
-    assert (len(part), len(rest)) == (7500, 17500)
-    assert sum(labels[row] for row in part) == pytest.approx(3750, abs=1)
+    """25,000 = 17,500 + 7,500, each half positive. Red: duplicates counted once in the quota of
+    draw (`left[label] -= 1` once for all copies)."""
+    texts = [*range(24903), *range(97)]
+    labels = np.array(texts) % 2
+    drawn = draw(labels, share_out(np.bincount(labels), 7500), as_keys(texts), seed=0)
+    assert len(drawn) == 7500
+    assert labels[drawn].sum() == pytest.approx(3750, abs=1)

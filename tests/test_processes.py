@@ -254,9 +254,9 @@ def test_processes_that_read_other_texts_are_refused(tiny, corpus, tmp_path):
     """Red: require_same without its comparison."""
     first = (
         "import data\n"
-        "read = data.read_table\n"
+        "label = data.label_rows\n"
         "if os.environ['RANK'] == '1':\n"
-        "    data.read_table = lambda *where: read(*where).select(range(1, 150))"
+        "    data.label_rows = lambda *a, **b: label(*a, **b).select(list(range(1, 150)))"
     )
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]
     with Group(2, write_script(tmp_path, "pass", first), *flags) as running:
@@ -287,13 +287,11 @@ def test_texts_are_tokenized_once_for_all_processes(tiny, corpus, tmp_path):
     """Red: one_goes_first without its waits."""
     counting = (
         "import data\n"
-        "mapped = data.Dataset.map\n"
-        "def counted(self, encode, **options):\n"
-        "    def told(batch):\n"
-        "        sys.stdout.write(f'tokenized {len(batch[\"text\"])}\\n')\n"
-        "        return encode(batch)\n"
-        "    return mapped(self, told, **options)\n"
-        "data.Dataset.map = counted"
+        "encode = data.encode\n"
+        "def counted(texts, *rest):\n"
+        "    sys.stdout.write(f'tokenized {len(texts)}\\n')\n"
+        "    return encode(texts, *rest)\n"
+        "data.encode = counted"
     )
     script = write_script(tmp_path, "pass", first=counting)
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, f"--output_dir={tmp_path / 'run'}"]

@@ -1,0 +1,226 @@
+"""A name and a split to the table that they mean: a file, files of a folder, or rows of the Hub.
+
+In: what a user gave as --dataset or --input. Out: a `Table`, whose rows are read when asked for.
+Independent of: what the columns mean, tokenizers, models.
+"""
+
+import contextlib
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+from datasets import (
+    Dataset,
+    DatasetDict,
+    disable_progress_bars,
+    load_dataset_builder,
+    load_from_disk,
+    logging,
+)
+from datasets.exceptions import DatasetsError
+from huggingface_hub import is_offline_mode
+
+from runtime.flags import UserError
+from runtime.formats import FORMATS, explained, find_delimiter, format_of, stem_of
+from runtime.hub import locate, offline_hint, require_downloaded
+from runtime.tables import Table
+
+if not sys.stderr.isatty():
+    disable_progress_bars()
+logging.set_verbosity(logging.CRITICAL)  # it logs what it then raises, and we report it once
+
+VALIDATION = ("validation", "valid", "dev", "val")  # usual names of a split for validation
+SPLITS = ("train", *VALIDATION, "test")
+
+
+def read_table(
+    name: str,
+    split: str,
+    config_name: str | None = None,
+    revision: str | None = None,
+    flag="--dataset",
+    choices="--dataset_config_name and --train_split",
+) -> Table:
+    """One split, as it stands now. A file is whichever split is asked for; all else has its own.
+
+    `choices`: the flags that an error names as what else may be wrong.
+    """
+    given = f"{flag} {name}"
+    path = locate(name, flag, revision)
+    if path is None:
+        return Table(given, (read_from_hub(name, split, config_name, revision, given, choices),))
+    if config_name:
+        raise UserError(f"{given}: a local path has no configuration {config_name}; give none")
+    if set("[+") & set(split):
+        raise UserError(f"{given}: a local path has no split {split}; give a plain name for it")
+    if path.is_file():
+        if not format_of(path):
+            kinds = ", ".join(FORMATS)
+            raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
+        return Table(given, (path,), tell_delimiter(path))
+    if is_saved(path):
+        return Table(given, (read_saved(path, split, given, choices),))
+    files = files_of(path, split)
+    if not files:
+        there = ", ".join(str(file.relative_to(path)) for file in data_files(path)[:9])
+        reason = f"no file for the split {split} among {there}" if there else NO_FILES
+        raise UserError(f"{given}: {reason}; check its files, {choices}")
+    return Table(given, files, tuple(line for file in files for line in tell_delimiter(file)))
+
+
+NO_FILES = f"holds no {', '.join(FORMATS)} file"
+
+
+def tell_delimiter(path: Path) -> tuple[str, ...]:
+    with explained(path):
+        found = find_delimiter(path) if format_of(path) == ".csv" else ","
+    names = {";": "semicolons", "\t": "tabs"}
+    return (f"{path}: its columns are separated by {names[found]}",) if found in names else ()
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Those of a format that we read, at any depth, but for hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if format_of(path)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+
+
+def files_of(folder: Path, split: str) -> tuple[Path, ...]:
+    """The files whose name is, begins or ends with that of the split; or whose folder is called so,
+    if their own name says no split. Where no name says any, all files are "train"."""
+    files = data_files(folder)
+    named = {file: split_names(file.relative_to(folder), {split, *SPLITS}) for file in files}
+    if split == "train" and not any(named.values()):
+        return tuple(files)
+    # A name of two splits, such as train_test.csv, is of neither.
+    return tuple(file for file in files if named[file] == {split})
+
+
+def split_names(path: Path, known: set[str]) -> set[str]:
+    """Which of the known splits the file's name says, or else that of the nearest folder."""
+    for part in (stem_of(path), *reversed(path.parts[:-1])):
+        found = {
+            name
+            for name in known
+            if re.search(rf"^{re.escape(name)}([^a-z]|$)|[^a-z]{re.escape(name)}$", part, re.I)
+        }
+        if found:
+            return found
+    return set()
+
+
+def unused_files(name: str, *tables: Table) -> list[str]:
+    """A line that names the data files of a folder that none of the tables reads, if any."""
+    folder = Path(name)
+    if not folder.is_dir() or is_saved(folder):
+        return []
+    used = {part for table in tables for part in table.parts}
+    unused = [str(file.relative_to(folder)) for file in data_files(folder) if file not in used]
+    return [f"not used here, of {name}: {', '.join(unused)}"] if unused else []
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether save_to_disk of the datasets library wrote it."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def read_saved(folder: Path, split: str, given: str, choices: str) -> Dataset:
+    with library_explained(given, f"check its files, {choices}"):
+        saved = load_from_disk(str(folder))
+    if isinstance(saved, Dataset):  # of one split, which like a file is the one asked for
+        return saved
+    if split not in saved:
+        raise UserError(f"{given}: has no split {split}; give one of {', '.join(saved)}")
+    return saved[split]
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def read_from_hub(name, split, config_name, revision, given: str, choices: str) -> Dataset:
+    with library_explained(given, f"check the name{offline_hint()}, {choices}"):
+        return open_hub(name, config_name, revision).as_dataset(split=split)
+
+
+@lru_cache  # once for training and validation
+def open_hub(name: str, config_name: str | None, revision: str | None):
+    """The datasets library's builder, its files downloaded."""
+    require_downloaded(name)
+    options = {"name": config_name, "revision": revision}
+    builder = load_dataset_builder(name, **options)
+    if not is_offline_mode() and builder.__module__.startswith(CACHE_MODULE):
+        # What is not on the Hub it looks for in its cache, where it finds a folder of that name
+        # that some other project has read.
+        raise ValueError("is not on the Hub")
+    if hasattr(builder.config, "keep_default_na"):  # or pandas reads "null" and "NA" as missing
+        builder = load_dataset_builder(name, **options, keep_default_na=False)
+    builder.download_and_prepare()
+    return builder
+
+
+CACHE_MODULE = "datasets.packaged_modules.cache"
+
+
+@contextlib.contextmanager
+def library_explained(given: str, remedy: str):
+    """What the datasets library raises, as one `UserError`."""
+    try:
+        yield
+    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+        reason = " ".join(str(error.__cause__ or error).split()).rstrip(".!")
+        raise UserError(f"{given}: {reason or type(error).__name__}; {remedy}") from None
+
+
+# ---------------------------------------------------------------- what a training reads
+
+
+def read_training(config) -> Table:
+    source = config.dataset_config_name, config.dataset_revision
+    return read_table(config.dataset, config.train_split, *source)
+
+
+def read_validation(config) -> Table | None:
+    """The texts to validate on that the user names, or those that the data set has for it; None: a
+    part of the training split is to be drawn."""
+    own, split = config.validation_dataset, config.validation_split
+    if config.validation_size and (own or split):
+        raise UserError(
+            f"--validation_size {config.validation_size}: given with --validation_dataset or "
+            "--validation_split; give one of them"
+        )
+    if own:
+        split = split or find_validation(own, flag="--validation_dataset") or "validation"
+        return read_table(own, split, flag="--validation_dataset", choices="--validation_split")
+    source = config.dataset_config_name, config.dataset_revision
+    if not split and not config.validation_size:
+        split = find_validation(config.dataset, *source)
+        if split in re.findall(r"\w+", config.train_split):
+            return None  # it is trained on
+    choices = "--dataset_config_name and --validation_split"
+    return read_table(config.dataset, split, *source, choices=choices) if split else None
+
+
+def find_validation(
+    name: str, config_name: str | None = None, revision: str | None = None, flag="--dataset"
+) -> str | None:
+    """The data set's own split for validation, if it has one with a usual name."""
+    path = locate(name, flag, revision)
+    if path is None:
+        with library_explained(f"{flag} {name}", f"check the name{offline_hint()}"):
+            there = open_hub(name, config_name, revision).info.splits or {}
+    elif path.is_file():
+        there = {}
+    elif is_saved(path):
+        saved = load_from_disk(str(path))
+        there = saved if isinstance(saved, DatasetDict) else {}
+    else:
+        there = {split for split in VALIDATION if files_of(path, split)}
+    return next((split for split in VALIDATION if split in there), None)
