@@ -55,6 +55,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
         new.mkdir()
         fill(new)
         write_manifest(new)
+        make_readable(new)
         if folder.exists():
             keep_users_files(folder, new)
         for path in [*new.rglob("*"), new]:
@@ -83,7 +84,15 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files the mode that the umask asks for: safetensors writes 0600."""
+    mode = (folder / MANIFEST).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def keep_users_files(old: Path, new: Path) -> None:
