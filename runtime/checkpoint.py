@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
+from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
 
 from runtime.engines import gather_moments, gather_weights, scatter_state
 from runtime.flags import UserError, changed_settings
 from runtime.folders import (
+    CARD,
     MANIFEST,
     Damaged,
     newest_whole,
@@ -108,25 +110,46 @@ def fill_best(weights: dict, model, tokenizer, files: dict[str, dict], folder: P
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
     model.config.save_pretrained(folder)
+    # transformers 5.23 saves the side only if it had read one: a pipeline would cut the other.
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side
     tokenizer.save_pretrained(folder)
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
-    card = MODEL_CARD.format(**files["training_config.json"], **files["validation.json"])
-    (folder / "README.md").write_text(card)
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    card = model_card(**files["training_config.json"], **files["validation.json"])
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
-MODEL_CARD = """---
-base_model: {model}
-datasets: [{dataset}]
-library_name: transformers
-pipeline_tag: text-classification
----
-{model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
-validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
-split; that accuracy chose the step. `training_config.json` holds every setting. For the accuracy
-on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it takes the
-test split of {dataset}, if there is one.
+def model_card(model: str, dataset: str, truncation: str, **of) -> str:
+    """The text of `best/README.md`. Args: all flags; what validation.json holds."""
+    on_hub = {name: None if Path(name).exists() else name for name in (model, dataset)}
+    data = ModelCardData(
+        base_model=on_hub[model],
+        datasets=on_hub[dataset] and [dataset],
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        metrics=["accuracy"],
+    )
+    note = HEAD_TAIL_NOTE if truncation == "head_tail" else ""
+    text = MODEL_CARD.format(model=model, dataset=dataset, note=note, **of)
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+MODEL_CARD = """`{model}` fine-tuned on `{dataset}`, learning rate {learning_rate}, seed {seed}.
+
+    from transformers import pipeline
+    classify = pipeline("text-classification", FOLDER, truncation=True)
+
+FOLDER is the one that this file is in. Texts are cut at {max_length} tokens.{note}
+
+Step {step}: validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the
+training split; that accuracy chose the step. `training_config.json` holds every setting. For the
+accuracy on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it
+takes the test split of what the model was trained on, if there is one.
 """
+
+HEAD_TAIL_NOTE = """ The model was trained on
+the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
+pipeline keeps the start alone."""
 
 
 def unshare_memory(tensors: dict) -> dict:
