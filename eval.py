@@ -66,7 +66,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
     weights_stat = (folder / "model.safetensors").stat()
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no")
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
