@@ -8,6 +8,12 @@ In: a checkpoint folder; texts. Out: `report_test.json` beside the weights; pred
 Independent of: optimizer, schedule, TensorBoard. The only file that opens the test split.
 """
 
+import sys
+from pathlib import Path
+
+if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is not searched
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from config import Config, EvalConfig
 from runtime.flags import UserError, parse, parse_or_exit
 
@@ -17,7 +23,6 @@ if __name__ == "__main__":
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import torch
 import transformers
