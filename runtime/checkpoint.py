@@ -45,6 +45,7 @@ class Progress:
     sums: list[list[float]] = dataclasses.field(default_factory=lambda: [SUMS])  # per process
 
 
+EVENTS = ".reference-loop"  # ends the names of our event files: runs/ may have another program's
 SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not finite
 
 
@@ -298,7 +299,7 @@ def delete_run(output: Path) -> None:
     """Delete an older run, as --overwrite asks, and nothing else that may lie there."""
     for name in ("best", "last"):
         remove_folder(output / name)
-    for events in (output / "runs").glob("events.out.tfevents.*"):
+    for events in (output / "runs").glob(f"events.out.tfevents.*{EVENTS}"):
         events.unlink()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from runtime.checkpoint import SUMS, Progress
+from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
 
@@ -45,7 +45,9 @@ class Monitor:
         if self.accelerator.is_main_process:
             # Drop the scalars of steps that come again, and of a follow-up that comes again.
             purge = progress.step if progress.follow_up_due else progress.step + 1
-            self.writer = SummaryWriter(str(self.output / "runs"), purge_step=purge)
+            self.writer = SummaryWriter(
+                str(self.output / "runs"), purge_step=purge, filename_suffix=EVENTS
+            )
         hidden = self.writer is None or not sys.stderr.isatty()
         self.first_step = progress.step
         self.bar = tqdm(

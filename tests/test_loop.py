@@ -318,11 +318,17 @@ def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, c
 
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(train_command, tmp_path):
-    """Red: rmtree of runs/ in delete_run; no look for the manifest in refuse_to_delete."""
-    (tmp_path / "run" / "runs" / "other").mkdir(parents=True)
-    (tmp_path / "run" / "runs" / "other" / "events.out.tfevents.1").write_text("another project's")
-    output = train_command(max_steps=2, overwrite=True)
-    assert (output / "runs" / "other" / "events.out.tfevents.1").exists()
+    """Red: rmtree of runs/ in delete_run; no EVENTS in what it deletes; no look for the manifest in
+    refuse_to_delete. And what its own runs wrote is gone: no filename_suffix in Monitor.watch."""
+    runs = tmp_path / "run" / "runs"
+    (runs / "other").mkdir(parents=True)
+    for others in (runs, runs / "other"):
+        (others / "events.out.tfevents.1.another.program's").touch()
+    for _ in range(2):
+        output = train_command(max_steps=2, overwrite=True)
+        assert (runs / "other" / "events.out.tfevents.1.another.program's").exists()
+        assert (runs / "events.out.tfevents.1.another.program's").exists()
+        assert len(list(runs.glob("events.*"))) == 2
     (output / "best" / "manifest.json").unlink()
     with pytest.raises(UserError, match="may not be ours"):
         train_command(max_steps=2, overwrite=True)
