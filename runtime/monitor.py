@@ -6,6 +6,9 @@ line, a `UserError` when something is no longer finite. Independent of: how a st
 
 import contextlib
 import math
+import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -221,10 +224,26 @@ def describe_start(run) -> str:
 def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
     progress = run.progress
-    one_file = Path(run.config.dataset).is_file()  # which has no split for testing
+    words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
+    if Path(run.config.dataset).is_file():  # which has no split for testing
+        words += ["--text", "A text to classify."]
     return (
         f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
         f"{progress.best_accuracy:.4f} on {len(run.validation_set):,} texts; "
-        f"next: python eval.py --ckpt {run.output / 'best'}"
-        f"{' --dataset OTHER_TEXTS' if one_file else ''}"
+        f"next: {shlex.join(words)}"
     )
+
+
+EVAL = Path(__file__).parent.parent / "eval.py"
+
+
+def python_here() -> str:
+    """The interpreter that runs this, as one would type it."""
+    found = shutil.which("python")
+    is_this = found and os.path.dirname(found) == os.path.dirname(sys.executable)
+    return "python" if is_this else name_here(Path(sys.executable))
+
+
+def name_here(path: Path) -> str:
+    """`path` from the current folder on, if it is in it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
