@@ -116,16 +116,16 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     logits, labels = classifier.logits(test), torch.as_tensor(test["labels"][:])
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
-        if seen is None and classifier.trained:
-            print("the training split cannot be read: whether these texts are in it is not known")
-        show(report)
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
             "of": identity | {"also_in_training": seen} | how,
             "environment": environment,
             "training_environment": classifier.trained.get("environment"),
         }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if seen is None and classifier.trained:
+            print("the training split cannot be read: whether these texts are in it is not known")
+        show(report)
         print(f"written to {path}")
 
 

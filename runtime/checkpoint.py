@@ -79,7 +79,7 @@ def fill_last(weights: dict, moments: dict, state: dict, folder: Path) -> None:
     flat = {f"{key} {name}": value for name, of in moments.items() for key, value in of.items()}
     for name, tensors in (("model", weights), ("optimizer", flat)):
         save_file(unshare_memory(tensors), folder / f"{name}.safetensors")
-    (folder / "progress.json").write_text(json.dumps(state, indent=1))
+    (folder / "progress.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def save_best(run, scores: dict) -> None:
@@ -207,7 +207,7 @@ def find_last(config, settings: dict) -> dict | None:
     if last is None:
         refuse_orphans(folder)
         return None
-    state = json.loads((last / "progress.json").read_text())
+    state = json.loads((last / "progress.json").read_text(encoding="utf-8"))
     refuse_changes(type(config), last, state["settings"], settings)
     try:
         progress = Progress(**state["progress"])
@@ -247,7 +247,7 @@ def restore_best(best: Path, step: int) -> None:
     """
 
     def of_step(copy: Path) -> bool:
-        return json.loads((copy / "validation.json").read_text())["step"] == step
+        return json.loads((copy / "validation.json").read_text(encoding="utf-8"))["step"] == step
 
     if step and newest_whole(best, of_step) is None:
         raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")
@@ -344,6 +344,6 @@ def read_training_settings(folder: Path) -> dict:
             raise UserError(f"--ckpt {error}; restore it or train anew") from None
     settings = folder / "training_config.json"
     try:
-        return dict(json.loads(settings.read_text())) if settings.exists() else {}
+        return dict(json.loads(settings.read_text(encoding="utf-8"))) if settings.exists() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None
