@@ -8,6 +8,12 @@ In: a checkpoint folder; texts. Out: `report_test.json` beside the weights; pred
 Independent of: optimizer, schedule, TensorBoard. The only file that opens the test split.
 """
 
+import sys
+from pathlib import Path
+
+if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is not searched
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from config import Config, EvalConfig
 from runtime.flags import UserError, parse, parse_or_exit
 
@@ -18,7 +24,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -75,7 +80,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
     weights_stat = (folder / "model.safetensors").stat()
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no")
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
@@ -126,16 +131,16 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     logits, labels = torch.cat(chunks), torch.as_tensor(test.labels)
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
-        for line in (*test.notes, describe_seen(known, seen, classifier.folder)):
-            print(line)
-        show(report)
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
         report |= {
             "of": identity | {"also_in": seen} | how,
             "environment": environment,
             "training_environment": classifier.trained.get("environment"),
         }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        for line in (*test.notes, describe_seen(known, seen, classifier.folder)):
+            print(line)
+        show(report)
         print(f"written to {path}")
 
 

@@ -7,6 +7,12 @@ In: a `Config`. Out: `best/` (to use), `last/` (to resume), `runs/` (TensorBoard
 Independent of: the test split, other tasks, benchmarks. A `step` is one optimizer update.
 """
 
+import sys
+from pathlib import Path
+
+if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is not searched
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from config import Config
 from runtime.flags import RUN_AGAIN, UserError, parse, parse_or_exit
 
@@ -16,7 +22,6 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import math
-from pathlib import Path
 
 import datasets
 import numpy as np

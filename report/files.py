@@ -40,7 +40,7 @@ def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:
     check_writable("--report", path)
     if path.exists() and not overwrite:
         try:
-            same = about.items() <= json.loads(path.read_text())["of"].items()
+            same = about.items() <= json.loads(path.read_text(encoding="utf-8"))["of"].items()
         except (ValueError, KeyError, TypeError, AttributeError):
             same = False
         if not same:

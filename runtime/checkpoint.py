@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
+from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
 
 from runtime.engines import gather_moments, gather_weights, scatter_state
 from runtime.flags import UserError, changed_settings
 from runtime.folders import (
+    CARD,
     MANIFEST,
     Damaged,
     newest_whole,
@@ -44,6 +46,7 @@ class Progress:
     sums: list[list[float]] = dataclasses.field(default_factory=lambda: [SUMS])  # per process
 
 
+EVENTS = ".reference-loop"  # ends the names of our event files: runs/ may have another program's
 SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not finite
 
 
@@ -77,7 +80,7 @@ def fill_last(weights: dict, moments: dict, state: dict, folder: Path) -> None:
     flat = {f"{key} {name}": value for name, of in moments.items() for key, value in of.items()}
     for name, tensors in (("model", weights), ("optimizer", flat)):
         save_file(unshare_memory(tensors), folder / f"{name}.safetensors")
-    (folder / "progress.json").write_text(json.dumps(state, indent=1))
+    (folder / "progress.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
 def save_best(run, scores: dict) -> None:
@@ -111,26 +114,47 @@ def fill_best(
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
     model.config.save_pretrained(folder)
+    # transformers 5.23 saves the side only if it had read one: a pipeline would cut the other.
+    tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side
     tokenizer.save_pretrained(folder)
     write_hashes(folder, hashes)
     for name, content in files.items():
-        (folder / name).write_text(json.dumps(content, indent=1))
-    card = MODEL_CARD.format(**files["training_config.json"], **files["validation.json"])
-    (folder / "README.md").write_text(card)
+        (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    card = model_card(**files["training_config.json"], **files["validation.json"])
+    (folder / CARD).write_text(card, encoding="utf-8")
 
 
-MODEL_CARD = """---
-base_model: {model}
-datasets: [{dataset}]
-library_name: transformers
-pipeline_tag: text-classification
----
-{model} fine-tuned on {dataset}, learning rate {learning_rate}, seed {seed}. Step {step}:
-validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the training
-split; that accuracy chose the step. `training_config.json` holds every setting. For the accuracy
-on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it takes the
-test split of {dataset}, if there is one.
+def model_card(model: str, dataset: str, truncation: str, **of) -> str:
+    """The text of `best/README.md`. Args: all flags; what validation.json holds."""
+    on_hub = {name: None if Path(name).exists() else name for name in (model, dataset)}
+    data = ModelCardData(
+        base_model=on_hub[model],
+        datasets=on_hub[dataset] and [dataset],
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        metrics=["accuracy"],
+    )
+    note = HEAD_TAIL_NOTE if truncation == "head_tail" else ""
+    text = MODEL_CARD.format(model=model, dataset=dataset, note=note, **of)
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+MODEL_CARD = """`{model}` fine-tuned on `{dataset}`, learning rate {learning_rate}, seed {seed}.
+
+    from transformers import pipeline
+    classify = pipeline("text-classification", FOLDER, truncation=True)
+
+FOLDER is the one that this file is in. Texts are cut at {max_length} tokens.{note}
+
+Step {step}: validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the
+training split; that accuracy chose the step. `training_config.json` holds every setting. For the
+accuracy on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it
+takes the test split of what the model was trained on, if there is one.
 """
+
+HEAD_TAIL_NOTE = """ The model was trained on
+the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
+pipeline keeps the start alone."""
 
 
 def unshare_memory(tensors: dict) -> dict:
@@ -187,7 +211,7 @@ def find_last(config, settings: dict) -> dict | None:
     if last is None:
         refuse_orphans(folder)
         return None
-    state = json.loads((last / "progress.json").read_text())
+    state = json.loads((last / "progress.json").read_text(encoding="utf-8"))
     refuse_changes(type(config), last, state["settings"], settings)
     try:
         progress = Progress(**state["progress"])
@@ -227,7 +251,7 @@ def restore_best(best: Path, step: int) -> None:
     """
 
     def of_step(copy: Path) -> bool:
-        return json.loads((copy / "validation.json").read_text())["step"] == step
+        return json.loads((copy / "validation.json").read_text(encoding="utf-8"))["step"] == step
 
     if step and newest_whole(best, of_step) is None:
         raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")
@@ -285,7 +309,7 @@ def delete_run(output: Path) -> None:
     """Delete an older run, as --overwrite asks, and nothing else that may lie there."""
     for name in ("best", "last"):
         remove_folder(output / name)
-    for events in (output / "runs").glob("events.out.tfevents.*"):
+    for events in (output / "runs").glob(f"events.out.tfevents.*{EVENTS}"):
         events.unlink()
 
 
@@ -330,6 +354,6 @@ def read_training_settings(folder: Path) -> dict:
             raise UserError(f"--ckpt {error}; restore it or train anew") from None
     settings = folder / "training_config.json"
     try:
-        return dict(json.loads(settings.read_text())) if settings.exists() else {}
+        return dict(json.loads(settings.read_text(encoding="utf-8"))) if settings.exists() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None

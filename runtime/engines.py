@@ -61,6 +61,9 @@ def make_accelerator(config) -> Accelerator:
         )
     accelerator = Accelerator(
         mixed_precision=precision,
+        # --torch_compile alone decides: ACCELERATE_DYNAMO_BACKEND, which a file of `accelerate
+        # config` may set, would compile the model (once more), and say nothing of it.
+        dynamo_backend="no",
         # Given like this, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS in the environment would win.
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation_steps),
         # While the main process tokenizes millions of texts, the others wait.

@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from runtime.streams import open_streams
+
 
 class UserError(Exception):
     """Mistakes of the user, one line each: what is wrong, the value, what to do.
@@ -91,6 +93,7 @@ def parse_or_exit(kind, config_file=True):
     """`parse` of this process's command line, for a script that has not imported torch yet: a
     typing error or --help need not wait the seconds that takes. Exits with status 2 on a mistake.
     """
+    open_streams()
     try:
         return parse(kind, config_file=config_file)
     except UserError as error:

@@ -55,6 +55,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], size: int = 0) -> N
         new.mkdir()
         fill(new)
         write_manifest(new)
+        make_readable(new)
         if folder.exists():
             keep_users_files(folder, new)
         for path in [*new.rglob("*"), new]:
@@ -83,13 +84,21 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def make_readable(folder: Path) -> None:
+    """Give all files the mode that the umask asks for: safetensors writes 0600."""
+    mode = (folder / MANIFEST).stat().st_mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def keep_users_files(old: Path, new: Path) -> None:
     """Copy what a user put into `old`; an edited model card gets another name."""
     try:
-        listed = json.loads((old / MANIFEST).read_text())
+        listed = json.loads((old / MANIFEST).read_text(encoding="utf-8"))
         edited = (old / CARD).exists() and sha256_of(old / CARD) != listed[CARD]["sha256"]
     except (OSError, ValueError, TypeError, KeyError):
         listed, edited = {}, False
@@ -133,7 +142,7 @@ def verify_folder(folder: Path) -> None:
     Files beside those listed (a report, a note) do not matter.
     """
     try:
-        listed = json.loads((folder / MANIFEST).read_text())
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         wrong = [
             name
             for name, about in listed.items()
@@ -206,9 +215,9 @@ def lock_folder(folder: Path):
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
         while not (take_lock(file) and is_same_file(path, file)):
-            file = path.open("a+")
+            file = path.open("a+", encoding="utf-8")
     except BlockingIOError:
         file.seek(0)
         raise UserError(

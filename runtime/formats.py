@@ -113,7 +113,7 @@ BROKEN = (
 
 def find_undecodable(path: Path) -> int:
     """The first line (from 1) that is not UTF-8; the decoder itself reads ahead."""
-    with gzip.open(path) if is_gzipped(path) else path.open("rb") as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")
@@ -128,8 +128,11 @@ def is_gzipped(path: Path) -> bool:
 
 def open_text(path: Path):
     # utf-8-sig drops the byte order mark that Excel writes; newline="" keeps \r\n inside fields.
-    options = {"mode": "rt", "encoding": "utf-8-sig", "newline": ""}
-    return gzip.open(path, **options) if is_gzipped(path) else open(path, **options)
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def open_bytes(path: Path):
+    return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")
 
 
 # ---------------------------------------------------------------- CSV
@@ -318,7 +321,7 @@ def open_arrow(path: Path):
         file = path
         if is_gzipped(path):
             file = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(stack.enter_context(gzip.open(path)), file)
+            shutil.copyfileobj(stack.enter_context(open_bytes(path)), file)
         if format_of(path) == ".parquet":
             parquet = stack.enter_context(pq.ParquetFile(file))
             yield (
@@ -387,7 +390,7 @@ def read_dialect(path: Path) -> Dialect:
     """That of the file if it is CSV, for a copy that opens in the same programs as the original."""
     if format_of(path) not in DELIMITERS:
         return Dialect()
-    with gzip.open(path) if is_gzipped(path) else path.open("rb") as file:
+    with open_bytes(path) as file:
         first = file.readline()
     line_end = "\r\n" if first.endswith(b"\r\n") else "\n"
     return Dialect(find_delimiter(path), line_end, first.startswith(b"\xef\xbb\xbf"))

@@ -6,6 +6,9 @@ line, a `UserError` when something is no longer finite. Independent of: how a st
 
 import contextlib
 import math
+import os
+import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from runtime.checkpoint import SUMS, Progress
+from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
 
@@ -45,7 +48,9 @@ class Monitor:
         if self.accelerator.is_main_process:
             # Drop the scalars of steps that come again, and of a follow-up that comes again.
             purge = progress.step if progress.follow_up_due else progress.step + 1
-            self.writer = SummaryWriter(str(self.output / "runs"), purge_step=purge)
+            self.writer = SummaryWriter(
+                str(self.output / "runs"), purge_step=purge, filename_suffix=EVENTS
+            )
         hidden = self.writer is None or not sys.stderr.isatty()
         self.first_step = progress.step
         self.bar = tqdm(
@@ -219,10 +224,26 @@ def describe_start(run) -> str:
 def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
     progress = run.progress
-    one_file = Path(run.config.dataset).is_file()  # which has no split for testing
+    words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
+    if Path(run.config.dataset).is_file():  # which has no split for testing
+        words += ["--text", "A text to classify."]
     return (
         f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
         f"{progress.best_accuracy:.4f} on {len(run.validation_set):,} texts; "
-        f"next: python eval.py --ckpt {run.output / 'best'}"
-        f"{' --dataset OTHER_TEXTS' if one_file else ''}"
+        f"next: {shlex.join(words)}"
     )
+
+
+EVAL = Path(__file__).parent.parent / "eval.py"
+
+
+def python_here() -> str:
+    """The interpreter that runs this, as one would type it."""
+    found = shutil.which("python")
+    is_this = found and os.path.dirname(found) == os.path.dirname(sys.executable)
+    return "python" if is_this else name_here(Path(sys.executable))
+
+
+def name_here(path: Path) -> str:
+    """`path` from the current folder on, if it is in it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from signal import SIGINT, SIGTERM
+from signal import SIGHUP, SIGINT, SIGTERM
 
 import torch
 from accelerate import PartialState
@@ -186,11 +186,15 @@ class Stopped(Exception):
         self.signal = number
 
 
-class Stop:
-    """While entered, SIGTERM and Ctrl-C are noted, and the next `check` raises `Stopped`.
+SIGNALS = (SIGTERM, SIGINT, SIGHUP)
 
-    A second Ctrl-C ends the process at once. The death of the launcher counts as SIGTERM, because
-    `accelerate launch` of one process passes no signal on.
+
+class Stop:
+    """While entered, SIGTERM, SIGHUP and Ctrl-C are noted, and the next `check` raises `Stopped`.
+
+    SIGHUP comes when the terminal is closed; nohup has it ignored. A second Ctrl-C ends the process
+    at once. The death of the launcher counts as SIGTERM, because `accelerate launch` of one process
+    passes no signal on.
     """
 
     def __init__(self, processes: int):
@@ -204,9 +208,9 @@ class Stop:
         self.group = torch.distributed.new_group(backend="gloo") if processes > 1 else None
 
     def __enter__(self):
-        self.before = {number: signal.getsignal(number) for number in (SIGTERM, SIGINT)}
+        self.before = {number: signal.getsignal(number) for number in SIGNALS}
         for number, handler in self.before.items():
-            if handler is not signal.SIG_IGN:  # ignored for background jobs of a script
+            if handler is not signal.SIG_IGN:  # ignored by nohup, and in a script's background jobs
                 signal.signal(number, self.ask)
         return self
 

@@ -77,7 +77,7 @@ def make_rows(count: int, seed: int, classes=("negative", "positive")) -> list[t
 
 def write_csv(path: Path, rows, header=("text", "label")) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
     return path
 

@@ -30,7 +30,7 @@ import train
 from model import Scores
 from runtime import checkpoint, folders, processes
 from runtime.flags import UserError
-from runtime.processes import Stop, Stopped, run_command
+from runtime.processes import SIGNALS, Stop, Stopped, run_command
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,16 @@ def stands(folder) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"]
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=["SIGTERM", "Ctrl-C", "SIGHUP"],
 )
 @pytest.mark.parametrize("step", [1, 8, 14, 27])
 def test_a_signal_saves_at_the_next_batch_and_the_same_command_goes_on(
     run, whole, monkeypatch, number, status, step
 ):
     """Red: `check` without its raise; `save_last` left out of train_until_stopped; sums
-    not saved."""
+    not saved; SIGHUP left out of SIGNALS."""
     with at_step(step, lambda: signal.raise_signal(number)):
         folder, ended = run()
     assert ended == status
@@ -214,19 +216,23 @@ def test_a_second_ctrl_c_ends_the_process_at_once(tmp_path):
     assert said == "alive\n"
 
 
-def test_a_signal_that_was_ignored_stays_so():
-    """As Ctrl-C in a script's background job. Red: no look at SIG_IGN."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Stop(1) as stop:
-        signal.raise_signal(signal.SIGINT)
-        stop.check()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP], ids=["Ctrl-C", "SIGHUP"])
+def test_a_signal_that_was_ignored_stays_so(number):
+    """As Ctrl-C in a script's background job, and SIGHUP under nohup. Red: no look at SIG_IGN."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Stop(1) as stop:
+            signal.raise_signal(number)
+            stop.check()
+    finally:
+        signal.signal(number, before)
 
 
 def test_the_handlers_of_before_are_back_afterwards(run):
     """Red: no __exit__."""
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     run(max_steps=1)
-    assert before == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    assert before == [signal.getsignal(number) for number in SIGNALS]
 
 
 def test_a_failing_process_of_several_has_its_say_before_the_launchers_sigterm():

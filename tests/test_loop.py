@@ -2,13 +2,18 @@
 
 import json
 import math
+import os
 import re
+import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import scalars, weights_of
+from conftest import ROOT, scalars, weights_of
 from events import dying_at
 from peers import compare
 from safetensors.torch import load_file
@@ -18,6 +23,7 @@ import eval as evaluation
 import train
 from config import Config
 from model import Scores
+from runtime import monitor
 from runtime.environment import find_commit
 from runtime.flags import UserError, parse
 
@@ -291,15 +297,37 @@ def test_a_commit_is_named_and_whether_files_differ_from_it(tmp_path):
     assert find_commit(tmp_path / "copied") == "unknown"
 
 
-def test_the_next_command_that_a_run_names_reads_other_texts_than_the_one_file(
-    train_command, corpus, tmp_path, capsys
+def test_the_next_command_that_a_run_names_is_one_that_runs(
+    train_command, corpus, tmp_path, monkeypatch, capsys
 ):
-    """eval.py refuses the split of the training, and a file has no other. Red: `one_file` False
-    in describe_end."""
-    train_command(max_steps=1)
-    assert capsys.readouterr().out.endswith("/best\n")
-    train_command(max_steps=1, dataset=corpus / "train.csv", output_dir=tmp_path / "other")
-    assert capsys.readouterr().out.endswith("/best --dataset OTHER_TEXTS\n")
+    """From a folder that is not the project's. eval.py refuses the split of the training, and a
+    file has no other. Red: no shlex; "eval.py" for its path; `is_file()` False in describe_end."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for dataset, expected in (
+        (corpus, "61 texts\n"),
+        (corpus / "train.csv", "  A text to classify.\n"),
+    ):
+        train_command(max_steps=1, dataset=dataset, output_dir=f"it's {dataset.name}")
+        words = shlex.split(capsys.readouterr().out.strip().rpartition("next: ")[2])
+        assert os.access(shutil.which(words[0]), os.X_OK)
+        assert Path(words[1]).samefile(ROOT / "eval.py")
+        evaluation.main(words[2:])
+        assert expected in capsys.readouterr().out
+
+
+def test_what_is_typed_next_is_named_from_the_current_folder(tmp_path, monkeypatch):
+    """Red: `path` itself in name_here; another interpreter than the running one called python."""
+    monkeypatch.chdir(ROOT)
+    assert monitor.name_here(monitor.EVAL) == "eval.py"
+    for folder, name in (("venv", "python"), ("other", "venv/bin/python3")):
+        (tmp_path / folder / "bin").mkdir(parents=True)
+        for python in ("python", "python3"):
+            (tmp_path / folder / "bin" / python).touch(0o755)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python3"))
+        monkeypatch.setenv("PATH", str(tmp_path / folder / "bin"))
+        assert monitor.python_here() == name
 
 
 def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, capsys, tmp_path):
@@ -318,11 +346,17 @@ def test_a_finished_run_is_left_alone_and_overwrite_starts_anew(train_command, c
 
 
 def test_overwrite_deletes_nothing_that_no_run_wrote(train_command, tmp_path):
-    """Red: rmtree of runs/ in delete_run; no look for the manifest in refuse_to_delete."""
-    (tmp_path / "run" / "runs" / "other").mkdir(parents=True)
-    (tmp_path / "run" / "runs" / "other" / "events.out.tfevents.1").write_text("another project's")
-    output = train_command(max_steps=2, overwrite=True)
-    assert (output / "runs" / "other" / "events.out.tfevents.1").exists()
+    """Red: rmtree of runs/ in delete_run; no EVENTS in what it deletes; no look for the manifest in
+    refuse_to_delete. And what its own runs wrote is gone: no filename_suffix in Monitor.watch."""
+    runs = tmp_path / "run" / "runs"
+    (runs / "other").mkdir(parents=True)
+    for others in (runs, runs / "other"):
+        (others / "events.out.tfevents.1.another.program's").touch()
+    for _ in range(2):
+        output = train_command(max_steps=2, overwrite=True)
+        assert (runs / "other" / "events.out.tfevents.1.another.program's").exists()
+        assert (runs / "events.out.tfevents.1.another.program's").exists()
+        assert len(list(runs.glob("events.*"))) == 2
     (output / "best" / "manifest.json").unlink()
     with pytest.raises(UserError, match="may not be ours"):
         train_command(max_steps=2, overwrite=True)

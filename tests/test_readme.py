@@ -167,7 +167,7 @@ def test_the_run_ends_with_its_best_step_and_the_command_to_run_next(demo):
     best = json.loads((demo[0] / "best" / "validation.json").read_text())
     assert f"step {best['step']} of" in last
     assert f"{best['accuracy']:.4f}" in last
-    assert last.endswith("python eval.py --ckpt run/best")
+    assert last.endswith("eval.py --ckpt run/best")
 
 
 def test_word_counts_alone_stay_ten_points_below(demo):

@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_rows, write_csv
 
-RUNTIME = ["flags", "folders", "environment", "formats", "hub", "tables", "splits", "cache"]
-RUNTIME += ["processes", "deepspeed", "engines", "checkpoint", "monitor"]
+RUNTIME = ["streams", "flags", "folders", "environment", "formats", "hub", "tables", "splits"]
+RUNTIME += ["cache", "processes", "deepspeed", "engines", "checkpoint", "monitor"]
 TOP = ["config", "data", "model"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + TOP
@@ -133,6 +133,18 @@ def depth(node: ast.AST) -> int:
         for child in ast.iter_child_nodes(node)
     ]
     return max(below, default=0) + isinstance(node, blocks)
+
+
+@pytest.mark.parametrize("name", HOUSE)
+def test_every_text_file_is_opened_as_utf8(name):
+    """Whatever the locale. Red: a `read_text` without an encoding in runtime/checkpoint.py."""
+    for node in ast.walk(ast.parse(source_of(name))):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            binary = any(ast.unparse(word) in ("'rb'", "'wb'") for word in node.args)
+            is_open = called.endswith("open") and called != "os.open" and not binary
+            if is_open or called.endswith(("read_text", "write_text")):
+                assert "encoding='utf-8'" in ast.unparse(node), f"{name}:{node.lineno}"
 
 
 def test_flags_are_answered_before_torch_is_imported():
