@@ -176,6 +176,7 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     """
     if truncation == "head_tail" and len(texts.text_columns) == 2:
         raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
+    set_truncation_side(tokenizer, truncation)  # also if the ids are there: best/ will hold it
     clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
     state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
     about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
@@ -198,8 +199,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
 
 def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation: str) -> dict:
     """`input_ids` and `length` of each text or pair; for pairs `token_type_ids`, if the model has
-    them. Also sets the tokenizer's `truncation_side`, which best/ will hold."""
-    tokenizer.truncation_side = "left" if truncation == "tail" else "right"
+    them."""
+    set_truncation_side(tokenizer, truncation)
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
     first, *second = map(list, zip(*texts, strict=True))
@@ -225,6 +226,10 @@ def cut_middle(ids: list[int], max_length: int) -> list[int]:
     head = max_length // 4 + 1
     tail = max_length - head
     return ids if len(ids) <= max_length else ids[:head] + ids[len(ids) - tail :]
+
+
+def set_truncation_side(tokenizer, truncation: str) -> None:
+    tokenizer.truncation_side = "left" if truncation == "tail" else "right"
 
 
 def clear_last_call(tokenizer) -> None:

@@ -73,6 +73,15 @@ class Classifier:
         )
         return predict(self.model, batches, len(texts), self.accelerator)
 
+    def logits_of(self, texts: LabelledTexts) -> torch.Tensor:
+        """(texts, classes) of a whole split."""
+        chunks = []
+        with tqdm(total=len(texts), unit=" texts", disable=None) as bar:
+            for chunk in texts.chunks():
+                chunks.append(self.logits(chunk))
+                bar.update(len(chunk))
+        return torch.cat(chunks)
+
 
 def open_classifier(config: EvalConfig) -> Classifier:
     folder = Path(config.ckpt)
@@ -123,12 +132,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
         )
     path = Path(config.report or classifier.folder / "report_test.json")
     refuse_to_replace(path, identity, config.overwrite)
-    chunks = []
-    with tqdm(total=len(test), unit=" texts", disable=None) as bar:
-        for chunk in test.chunks():
-            chunks.append(classifier.logits(chunk))
-            bar.update(len(chunk))
-    logits, labels = torch.cat(chunks), torch.as_tensor(test.labels)
+    logits, labels = classifier.logits_of(test), torch.as_tensor(test.labels)
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
     if accelerator.is_main_process:
         how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}

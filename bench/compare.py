@@ -29,9 +29,8 @@ def right(folder: str, samples: int | None) -> tuple[torch.Tensor, dict]:
     config = EvalConfig(ckpt=folder, max_test_samples=samples)
     classifier = open_classifier(config)
     about = choose_test(config, classifier.trained)
-    test, _ = load_test(about, classifier.trained, classifier.names)
-    predicted = classifier.logits(test).argmax(-1)
-    return predicted == torch.as_tensor(test["labels"][:]), about
+    test, _ = load_test(about, {}, classifier.names, drop_invalid=False)
+    return classifier.logits_of(test).argmax(-1) == torch.as_tensor(test.labels), about
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 import torch
 from conftest import make_rows, train_small
-from datasets import Dataset
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from sklearn import metrics
@@ -54,7 +53,7 @@ def test_a_pipeline_gives_the_labels_and_scores_of_eval(bests, which):
     best = bests[which]
     assert sum(len(text.split()) > 14 for text in TEXTS) > 20
     classifier = evaluation.open_classifier(EvalConfig(ckpt=str(best), num_threads=1))
-    scores, labels = classifier.logits(Dataset.from_dict({"text": TEXTS})).softmax(-1).max(-1)
+    scores, labels = classifier.logits([(text,) for text in TEXTS]).softmax(-1).max(-1)
     classify = pipeline("text-classification", str(best), truncation=True, device="cpu")
     assert classify.tokenizer.model_max_length == 16
     answers = classify(TEXTS)

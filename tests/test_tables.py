@@ -1,0 +1,345 @@
+"""Names to splits, rows to labelled texts: the file that was named, as it is now."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_rows, train_small, write_csv
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+import eval as evaluation
+from config import Config
+from data import choose_texts, encode, load_splits
+from model import load_tokenizer
+from runtime import formats
+from runtime.flags import UserError
+from runtime.splits import files_of, find_validation, read_table
+from runtime.tables import LabelledTexts, label_rows, numeric_order
+
+
+def texts_of(texts: LabelledTexts) -> list:
+    found = [text for chunk in texts.chunks() for text in chunk]
+    return [text[0] if len(text) == 1 else text for text in found]
+
+
+def read(path, **options) -> LabelledTexts:
+    return label_rows(read_table(str(path), "train"), "text", "label", **options)
+
+
+# ---------------------------------------------------------------- which file
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", ["a/train-0.parquet", "a/train-1.parquet", "reviews_train.csv"]),
+        ("test", ["test/x.csv", "test2.jsonl.gz"]),
+        ("dev", ["Dev.TSV"]),
+        ("validation", []),
+        ("extra", ["extra.csv"]),
+    ],
+)
+def test_a_file_belongs_to_the_split_that_its_name_or_folder_says(tmp_path, split, expected):
+    """Red: `split in part` in split_names; hidden files not left out."""
+    names = ["a/train-0.parquet", "a/train-1.parquet", "reviews_train.csv", "test/x.csv"]
+    names += ["test2.jsonl.gz", "Dev.TSV", "extra.csv"]
+    names += ["latest.csv", "ab_test_group.csv", "trainer.csv", "train_test.csv", "train.txt"]
+    names += [".hidden/train.csv", "test/train_old.bak"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [str(path.relative_to(tmp_path)) for path in files_of(tmp_path, split)] == expected
+
+
+def test_files_that_name_no_split_are_all_trained_on(tmp_path):
+    """Red: files_of without its second case."""
+    for name in ("a", "b"):
+        write_csv(tmp_path / f"{name}.csv", make_rows(20, seed=ord(name)))
+    assert texts_of(read(tmp_path)) == [
+        text for name in "ab" for text, _ in make_rows(20, seed=ord(name))
+    ]
+
+
+def test_other_columns_and_kinds_of_files_are_no_matter(tmp_path):
+    """Of one split. Red: chunks with the columns of the first part for all."""
+    write_csv(
+        tmp_path / "train_1.csv",
+        [("1", *row) for row in make_rows(20, seed=1)],
+        ("id", "text", "label"),
+    )
+    lines = [json.dumps({"label": c, "n": {}, "text": t}) for t, c in make_rows(20, seed=2)]
+    (tmp_path / "train_2.jsonl").write_text("\n".join(lines))
+    assert len(texts_of(read(tmp_path))) == 40
+    write_csv(tmp_path / "train_3.csv", [("w1",)], ("review",))
+    with pytest.raises(UserError, match=r"train_3.csv: no column 'label', which other files"):
+        read(tmp_path)
+
+
+def test_rows_of_several_files_are_named_by_file_and_row(tmp_path):
+    """Red: `place = "row"` for all in Table.chunks."""
+    write_csv(tmp_path / "train_1.csv", make_rows(20, seed=1))
+    write_csv(tmp_path / "train_2.csv", [*make_rows(6, seed=2), ("", "negative")])
+    with pytest.raises(UserError, match=r"1 of 27 rows without a text \(train_2.csv row 7\)"):
+        read(tmp_path)
+    assert len(read(tmp_path, drop_invalid=True)) == 26
+
+
+def test_a_folder_of_save_to_disk_is_read(tmp_path):
+    """Red: is_saved returning False."""
+    rows = make_rows(30, seed=1)
+    columns = {"text": [text for text, _ in rows], "label": [i % 2 for i in range(30)]}
+    data = Dataset.from_dict(columns).cast_column("label", ClassLabel(names=["yes", "no"]))
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict(train=data, dev=data).save_to_disk(tmp_path / "two")
+    for name in ("one", "two"):
+        texts = read(tmp_path / name)
+        assert texts_of(texts) == columns["text"]
+        assert texts.names == ["yes", "no"]  # the order of the data set, not the alphabet
+        assert texts.labels.tolist() == columns["label"]
+    assert find_validation(str(tmp_path / "two")) == "dev"
+    with pytest.raises(UserError, match="has no split test; give one of train, dev"):
+        read_table(str(tmp_path / "two"), "test")
+
+
+def test_a_file_replaced_within_the_same_second_is_new_data(tmp_path, tiny):
+    """Same name, size and date. Red: the path in the key of tokenize instead of the hashes."""
+    path, seen = tmp_path / "x.csv", []
+    for word in ("w1", "w2"):
+        write_csv(path, [(f"{word} w{i}", i % 2) for i in range(10, 40)])
+        os.utime(path, (1, 1))
+        config = Config(dataset=str(path), max_length=32)
+        seen.append(load_splits(config, load_tokenizer(str(tiny), max_length=32)).train)
+    assert seen[0]["input_ids"][:] != seen[1]["input_ids"][:]
+
+
+def test_a_file_that_changes_while_it_is_read_is_no_silent_mixture(tmp_path):
+    """Red: LabelledTexts.chunks without its comparison."""
+    path = write_csv(tmp_path / "x.csv", make_rows(30, seed=1))
+    texts = read(path)
+    write_csv(path, make_rows(30, seed=2))
+    with pytest.raises(UserError, match="changed while it was read; start again"):
+        texts_of(texts)
+
+
+def test_offline_a_name_is_not_what_another_project_cached(tmp_path, monkeypatch):
+    """A folder called reviews that some other project read with load_dataset. Red:
+    require_downloaded without its body."""
+    from datasets import config as datasets_config
+    from datasets import load_dataset
+
+    write_csv(tmp_path / "reviews" / "train.csv", make_rows(30, seed=1))
+    load_dataset(str(tmp_path / "reviews"))
+    assert any(os.scandir(os.path.join(datasets_config.HF_DATASETS_CACHE, "reviews")))
+    monkeypatch.chdir(tmp_path / "reviews")
+    with pytest.raises(UserError, match="--dataset reviews: was not downloaded before; check the"):
+        read_table("reviews", "train")
+
+
+def test_a_relative_path_means_the_same_file_from_another_folder(
+    tmp_path, tiny, monkeypatch, capsys
+):
+    """Red: full_path returning its argument."""
+    write_csv(tmp_path / "d" / "train.csv", make_rows(60, seed=1))
+    write_csv(tmp_path / "d" / "test.csv", make_rows(20, seed=2))
+    monkeypatch.chdir(tmp_path)
+    train_small(model=tiny, dataset="d", output_dir="run", max_steps=1)
+    monkeypatch.chdir("/")
+    evaluation.main([f"--ckpt={tmp_path / 'run' / 'best'}", "--num_threads=1"])
+    shutil.rmtree(tmp_path / "d")
+    with pytest.raises(UserError, match=f"{tmp_path / 'd'}: no such file or folder"):
+        evaluation.main([f"--ckpt={tmp_path / 'run' / 'best'}", "--num_threads=1"])
+
+
+# ---------------------------------------------------------------- labels and texts
+
+
+def test_rows_keep_their_text_and_label_across_chunks(tmp_path, monkeypatch):
+    """In chunks of 7, rows left out, any selection. Red: `before` not added up in chunks."""
+    monkeypatch.setattr(formats, "CHUNK", 7)
+    rows = [(f"w{i} w{i + 1}" if i % 5 else "", ["a", "b", "c"][i % 3]) for i in range(60)]
+    texts = read(write_csv(tmp_path / "x.csv", rows), drop_invalid=True)
+    kept = [row for row in rows if row[0]]
+    assert [(t, texts.names[c]) for t, c in zip(texts_of(texts), texts.labels, strict=True)] == kept
+    which = np.array([0, 3, 4, 20, 47])
+    assert texts_of(texts.select(which)) == [kept[i][0] for i in which]
+
+
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        (["10", "9", "2"], ["2", "9", "10"]),
+        (["2020-01-02", "NA", "TRUE"], ["2020-01-02", "NA", "TRUE"]),
+        (["1.0", "2", "10.00"], ["1", "2", "10"]),
+        (["1.5", "1.0", "0.5"], ["0.5", "1.0", "1.5"]),
+        (["01.0", "2.0", "3.0"], ["01.0", "2.0", "3.0"]),
+        (["b", "B", "a"], ["B", "a", "b"]),
+    ],
+)
+def test_classes_are_as_they_are_written(tmp_path, written, names):
+    """Red: `sorted(set(labels))` in name_labels; WHOLE that allows leading zeros."""
+    texts = read(write_csv(tmp_path / "x.csv", [(f"w{i}", written[i % 3]) for i in range(30)]))
+    assert texts.names == names
+    assert any("differ only in case" in note for note in texts.notes) == ("B" in written)
+    assert sorted(names, key=numeric_order) == names
+
+
+def test_a_label_that_first_shows_after_ten_thousand_rows_is_a_class(tmp_path):
+    """Red: the types of the first block for all, as load_dataset has it."""
+    rows = [(f"w{i}", i % 2) for i in range(12_000)] + [("w", "late"), ("v", "late")]
+    assert read(write_csv(tmp_path / "x.csv", rows)).names == ["0", "1", "late"]
+
+
+def test_a_class_of_one_row_is_trained_on_and_said(tmp_path):
+    """Red: `several` left out of split_validation."""
+    rows = [*make_rows(60, seed=1), ("w39", "rare")]
+    path = write_csv(tmp_path / "x.csv", rows)
+    train, validation, notes = choose_texts(Config(dataset=str(path)))
+    assert "w39" in texts_of(train)
+    assert set(validation.labels) == {0, 1}
+    assert any(note.startswith("none of class rare among them") for note in notes)
+
+
+# ---------------------------------------------------------------- what is validated on
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, seed in (("train", 1), ("val", 2), ("fold2", 3)):
+        write_csv(tmp_path / "d" / f"{name}.csv", make_rows(40, seed=seed))
+    write_csv(tmp_path / "own.csv", make_rows(40, seed=4))
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize(
+    ("flags", "seed"),
+    [
+        ({}, 2),
+        ({"validation_split": "fold2"}, 3),
+        ({"validation_dataset": "own.csv"}, 4),
+        ({"validation_size": 0.25}, None),
+        ({"train_split": "val"}, None),
+    ],
+)
+def test_the_validation_texts_are_those_asked_for(folder, monkeypatch, flags, seed):
+    """Red: read_validation without one of its cases."""
+    monkeypatch.chdir(folder.parent)
+    train, validation, notes = choose_texts(Config(dataset=str(folder), **flags))
+    if seed:
+        assert texts_of(validation) == [text for text, _ in make_rows(40, seed=seed)]
+        assert len(train) == 40
+    else:
+        assert len(train) + len(validation) == 40
+    assert any(note.startswith(f"validating on {len(validation)} ") for note in notes)
+    assert any("not used here" in note for note in notes)
+
+
+def test_what_the_model_at_the_start_has_learnt_is_not_validated_on(tmp_path, tiny):
+    """This month's file is last month's with rows added and in another order, and the model starts
+    from last month's best/. Red: read_hashes left out of split_validation."""
+    first = write_csv(tmp_path / "a.csv", make_rows(200, seed=1))
+    train_small(model=tiny, dataset=first, output_dir=tmp_path / "a", max_steps=1)
+    learnt, validated, _ = choose_texts(Config(dataset=str(first), model=str(tiny)))
+    rows = [*reversed(make_rows(200, seed=1)), *make_rows(60, seed=2)]
+    second = write_csv(tmp_path / "b.csv", rows)
+    best = str(tmp_path / "a" / "best")
+    _, validation, _ = choose_texts(Config(dataset=str(second), model=best))
+    assert not set(learnt.hashes) & set(validation.hashes)
+    again = choose_texts(Config(dataset=str(first), model=best))[1]
+    assert set(again.hashes) == set(validated.hashes)
+
+
+# ---------------------------------------------------------------- pairs of texts
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A model that has token types."""
+    path = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(40))]
+    (path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(path / "vocab.txt"), model_max_length=32).save_pretrained(path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(words), intermediate_size=64, **sizes)
+    BertModel(config).save_pretrained(path)
+    return path
+
+
+def write_pairs(path, seed=1, count=60):
+    rows = [
+        (" ".join(t.split()[:2]), " ".join(t.split()[2:12]), c) for t, c in make_rows(count, seed)
+    ]
+    return write_csv(path, rows, ("title", "body", "label")), rows
+
+
+def test_a_pair_is_encoded_as_the_tokenizer_does(bert):
+    """Token types, too. Red: `return_token_type_ids=False` in encode."""
+    tokenizer = load_tokenizer(str(bert), max_length=12)
+    pairs = [("w1 w2", "w3 w4 w5"), ("w6", " ".join(["w7"] * 20)), ("", "w8")]
+    expected = tokenizer(*map(list, zip(*pairs, strict=True)), truncation=True, max_length=12)
+    columns = encode(pairs, tokenizer, 12, "head")
+    for name in ("input_ids", "token_type_ids"):
+        assert columns[name] == expected[name]
+    assert 1 in columns["token_type_ids"][0]
+    assert "token_type_ids" not in encode([("w1",)], tokenizer, 12, "head")
+
+
+@pytest.mark.parametrize("name", ["bert", "tiny"])
+def test_two_columns_are_trained_on_and_predicted_as_a_pipeline_does(name, tmp_path, request):
+    """With token types and without. Red: token types left out of make_loader."""
+    from transformers import pipeline
+
+    source, rows = write_pairs(tmp_path / "x.csv")
+    train_small(
+        model=request.getfixturevalue(name),
+        dataset=source,
+        text_column="title,body",
+        output_dir=tmp_path / "run",
+        num_train_epochs=3,
+    )
+    best, output = tmp_path / "run" / "best", tmp_path / "out.jsonl"
+    evaluation.main([f"--ckpt={best}", f"--input={source}", f"--output={output}"])
+    classify = pipeline("text-classification", str(best), truncation=True, top_k=None)
+    for row, line in zip(rows[:9], output.read_text().splitlines(), strict=False):
+        scores = {s["label"]: s["score"] for s in classify({"text": row[0], "text_pair": row[1]})}
+        written = json.loads(line)
+        assert written["title"] == row[0]
+        for label, score in scores.items():
+            assert written[f"p_{label}"] == pytest.approx(score, abs=2e-5)
+
+
+def test_a_column_whose_name_has_a_comma_is_one_column(tmp_path):
+    """Red: `asked.split(",")` alone in find_text_columns."""
+    rows = [(text, label) for text, label in make_rows(30, seed=1)]
+    path = write_csv(tmp_path / "x.csv", rows, ("title,body", "label"))
+    texts = label_rows(read_table(str(path), "train"), "title,body", "label")
+    assert texts_of(texts) == [text for text, _ in rows]
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def test_an_empty_text_gets_an_empty_prediction(tiny, corpus, tmp_path, monkeypatch):
+    """In its row, in chunks of 4. Red: `range(len(valid))` in predict_texts."""
+    monkeypatch.setattr(formats, "CHUNK", 4)
+    train_small(model=tiny, dataset=corpus, output_dir=tmp_path / "run", max_steps=1)
+    lines = [{"text": "" if i % 3 == 0 else f"w{i}", "n": i} for i in range(11)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = [f"--ckpt={tmp_path / 'run' / 'best'}", f"--input={tmp_path / 'x.jsonl'}"]
+    evaluation.main([*flags, f"--output={tmp_path / 'y.jsonl'}"])
+    written = [json.loads(line) for line in (tmp_path / "y.jsonl").open()]
+    assert [row["n"] for row in written] == list(range(11))
+    assert [row["predicted_label"] is None for row in written] == [i % 3 == 0 for i in range(11)]
+    assert [row["p_positive"] is None for row in written] == [i % 3 == 0 for i in range(11)]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tiny, corpus, tmp_path, monkeypatch):
+    """Red: cached_rows without its try."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("runtime.cache.datasets_config.HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(
+        UserError, match=r"Not a directory, so token ids cannot be cached .* HF_HOME"
+    ):
+        train_small(model=tiny, dataset=corpus, output_dir=tmp_path / "run")
