@@ -13,9 +13,9 @@ import torch
 from tqdm import tqdm
 
 from runtime.flags import UserError
-from runtime.formats import as_strings, read_chunks, read_columns, read_dialect, write_chunks
+from runtime.formats import read_chunks, read_columns, read_dialect, write_chunks
 from runtime.splits import read_table
-from runtime.tables import find_text_columns, refuse_nested, text_tuples
+from runtime.tables import find_text_columns, text_cells, text_tuples
 
 
 def print_predictions(texts: tuple[str, ...], classifier) -> None:
@@ -72,8 +72,8 @@ def append_columns(chunk: pa.Table, names: list[str], columns: list[list]) -> pa
 
 
 def read_texts(chunk: pa.Table, columns: tuple[str, ...], given: str) -> list[tuple[str, ...]]:
-    cells = [refuse_nested(chunk[name], f"--input {given}: column {name!r}") for name in columns]
-    return text_tuples(pa.table(list(map(as_strings, cells)), names=columns), columns)
+    cells = [text_cells(chunk[name], f"--input {given}: column {name!r}") for name in columns]
+    return text_tuples(pa.table(cells, names=columns), columns)
 
 
 def predict_texts(texts: list[tuple[str, ...]], classifier) -> list[list]:

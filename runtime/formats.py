@@ -225,9 +225,9 @@ def read_objects(path: Path) -> Iterator[dict]:
     with open_text(path) as file:
         values = read_array(file) if first.lstrip().startswith("[") else read_lines(file)
         try:
-            for number, value in enumerate(values, 1):
+            for value in values:
                 yield require_object(value, path, number)
-                number += 1  # if the next one cannot be read
+                number += 1
         except json.JSONDecodeError as error:
             raise ValueError(f"row {number}: {error}") from None
 

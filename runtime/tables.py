@@ -7,6 +7,7 @@ texts themselves when asked for, in chunks. Independent of: splits, tokenizers, 
 import collections
 import dataclasses
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -41,53 +42,61 @@ class Table:
         return f"the split {self.parts[0].split}"
 
     @cached_property
+    def layouts(self) -> list[dict[str, list[str] | None]]:
+        """`read_layout` of each part, once: all rows of a JSON file have to be read for it."""
+        return [read_layout(part) for part in self.parts]
+
+    @property
     def columns(self) -> list[str]:
         """Those of any part, in the order of the first."""
-        return list(dict.fromkeys(name for part in self.parts for name in columns_of(part)))
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.layouts)))
 
     def chunks(self, columns: list[str]) -> Iterator[tuple[str, int, pa.Table]]:
         """(Words for the place, such as "row" or "a.csv row"; rows of the part before; a table of
         those columns, as text), in the order of the rows."""
-        for part in self.parts:
+        for part, layout in zip(self.parts, self.layouts, strict=True):
+            require_columns(part, layout, columns)
             place = f"{part.name} row" if len(self.parts) > 1 else "row"
-            names = {name: class_names(part, name) for name in columns}
             done = 0
             for chunk in read_part(part, columns):
                 texts = [
-                    name_classes(chunk[name], names[name])
-                    if names[name]
-                    else as_strings(refuse_nested(chunk[name], f"{self.given}: column {name!r}"))
+                    name_classes(chunk[name], layout[name])
+                    if layout[name]
+                    else text_cells(chunk[name], f"{self.given}: column {name!r}")
                     for name in columns
                 ]
                 yield place, done, pa.table(texts, names=columns)
                 done += len(chunk)
 
 
-def columns_of(part: Path | Dataset) -> list[str]:
-    return read_columns(part) if isinstance(part, Path) else part.column_names
+def read_layout(part: Path | Dataset) -> dict[str, list[str] | None]:
+    """Its columns, each with the names of its classes if it is of type ClassLabel, which the
+    datasets library also keeps in Parquet."""
+    if not isinstance(part, Path):
+        columns, features = part.column_names, part.features
+    elif (schema := read_schema(part)) is None:
+        columns, features = read_columns(part), {}
+    else:
+        of_library = b"huggingface" in (schema.metadata or {})
+        columns, features = schema.names, Features.from_arrow_schema(schema) if of_library else {}
+    return {
+        name: features[name].names if isinstance(features.get(name), ClassLabel) else None
+        for name in columns
+    }
+
+
+def require_columns(part: Path | Dataset, layout: dict, columns: list[str]) -> None:
+    if missing := set(columns) - set(layout):
+        raise UserError(
+            f"{part}: no column {min(missing)!r}, which other files of the split have; give one of "
+            f"{', '.join(layout)}"
+        )
 
 
 def read_part(part: Path | Dataset, columns: list[str]) -> Iterator[pa.Table]:
-    if missing := set(columns) - set(columns_of(part)):
-        raise UserError(
-            f"{part}: no column {min(missing)!r}, which other files of the split have; give one of "
-            f"{', '.join(columns_of(part))}"
-        )
     if isinstance(part, Path):
         return read_chunks(part, columns)
     return part.select_columns(columns).with_format("arrow").iter(batch_size=CHUNK)
-
-
-def class_names(part: Path | Dataset, column: str) -> list[str] | None:
-    """Those of a column of type ClassLabel, which the datasets library also keeps in Parquet."""
-    if isinstance(part, Path):
-        schema = read_schema(part)
-        if schema is None or b"huggingface" not in (schema.metadata or {}):
-            return None
-        feature = Features.from_arrow_schema(schema).get(column)
-    else:
-        feature = part.features[column]
-    return feature.names if isinstance(feature, ClassLabel) else None
 
 
 def name_classes(numbers: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
@@ -96,8 +105,8 @@ def name_classes(numbers: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
     return pc.take(pa.chunked_array([names], pa.string()), numbers)
 
 
-def refuse_nested(column: pa.ChunkedArray, given: str) -> pa.ChunkedArray:
-    """Raises `UserError` if a cell that is asked for as text holds several values, or bytes."""
+def text_cells(column: pa.ChunkedArray, given: str) -> pa.ChunkedArray:
+    """The cells as text. Raises `UserError` if one of them holds several values, or bytes."""
     kind, found = column.type, None
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         found = str(kind)
@@ -109,7 +118,7 @@ def refuse_nested(column: pa.ChunkedArray, given: str) -> pa.ChunkedArray:
             f"{given} holds {found}; give a column with one value per text (several labels per "
             "text are not supported)"
         )
-    return column
+    return as_strings(column)
 
 
 # ---------------------------------------------------------------- labelled texts
@@ -194,7 +203,7 @@ def label_rows(
         raise UserError(f"{table.given}: holds no rows; give a data set that does")
     own = names is None
     if own:
-        names, numbers, notes = name_labels(found, class_names(table.parts[0], label_column))
+        names, numbers, notes = name_labels(found, table.layouts[0].get(label_column))
     else:
         numbers, notes = find_labels(found, names, table.given)
     valid = ~found.empty & (found.codes >= 0)
