@@ -29,6 +29,7 @@ from runtime.tables import (
     describe_overlap,
     label_rows,
     read_hashes,
+    require_every_class,
 )
 
 # ---------------------------------------------------------------- splits
@@ -97,17 +98,6 @@ def split_validation(texts: LabelledTexts, config) -> tuple[LabelledTexts, Label
     whole = texts.select(np.flatnonzero(several[texts.labels])) if several.any() else texts
     require_every_class(whole, validation, "validation", f"--validation_size {share}")
     return train, validation
-
-
-def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, given: str) -> None:
-    """Raises `UserError` if a class of `whole` has no text in `side`, blaming the flag `given`."""
-    for number in np.setdiff1d(whole.labels, side.labels):
-        rows = int((whole.labels == number).sum())
-        raise UserError(
-            f"{given}: the {name} split gets none of class {whole.names[number]!r} ({rows:,} rows, "
-            f"{count_different(whole)[number]:,} different texts; equal texts stay on one side); "
-            "give more texts, or another value"
-        )
 
 
 def share_out(counts: np.ndarray, size: int) -> np.ndarray:

@@ -96,12 +96,15 @@ def data_files(folder: Path) -> list[Path]:
 def files_of(folder: Path, split: str) -> tuple[Path, ...]:
     """The files whose name is, begins or ends with that of the split; or whose folder is called so,
     if their own name says no split. Where no name says any, all files are "train"."""
-    files = data_files(folder)
-    named = {file: split_names(file.relative_to(folder), {split, *SPLITS}) for file in files}
+    named = name_splits(folder, {split, *SPLITS})
     if split == "train" and not any(named.values()):
-        return tuple(files)
+        return tuple(named)
     # A name of two splits, such as train_test.csv, is of neither.
-    return tuple(file for file in files if named[file] == {split})
+    return tuple(file for file in named if named[file] == {split})
+
+
+def name_splits(folder: Path, known: set[str]) -> dict[Path, set[str]]:
+    return {file: split_names(file.relative_to(folder), known) for file in data_files(folder)}
 
 
 def split_names(path: Path, known: set[str]) -> set[str]:
@@ -222,5 +225,6 @@ def find_validation(
         saved = load_from_disk(str(path))
         there = saved if isinstance(saved, DatasetDict) else {}
     else:
-        there = {split for split in VALIDATION if files_of(path, split)}
+        named = name_splits(path, set(SPLITS)).values()
+        there = {name for names in named if len(names) == 1 for name in names}
     return next((split for split in VALIDATION if split in there), None)

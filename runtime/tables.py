@@ -392,6 +392,17 @@ def count_different(texts: LabelledTexts) -> np.ndarray:
     return np.bincount(labels[new], minlength=len(texts.names))
 
 
+def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, given: str) -> None:
+    """Raises `UserError` if a class of `whole` has no text in `side`, blaming the flag `given`."""
+    for number in np.setdiff1d(whole.labels, side.labels):
+        rows = int((whole.labels == number).sum())
+        raise UserError(
+            f"{given}: the {name} split gets none of class {whole.names[number]!r} ({rows:,} rows, "
+            f"{count_different(whole)[number]:,} different texts; equal texts stay on one side); "
+            "give more texts, or another value"
+        )
+
+
 def describe_draw(texts: LabelledTexts, validation: LabelledTexts, seed: int) -> list[str]:
     """Lines on validation texts that were drawn from others."""
     lines = [
