@@ -150,7 +150,15 @@ def read_saved(folder: Path, split: str, given: str, choices: str) -> Dataset:
 
 def read_from_hub(name, split, config_name, revision, given: str, choices: str) -> Dataset:
     with library_explained(given, f"check the name{offline_hint()}, {choices}"):
-        return open_hub(name, config_name, revision).as_dataset(split=split)
+        builder = open_hub(name, config_name, revision)
+        table = builder.as_dataset(split=split)
+    if hasattr(builder.config, "keep_default_na") and "__index_level_0__" in table.column_names:
+        # pandas takes the first column for row names, and every column for its right neighbour.
+        raise UserError(
+            f"{given}: rows hold more values than the header has names; "
+            "put texts that hold commas in quotes"
+        )
+    return table
 
 
 @lru_cache  # once for training and validation

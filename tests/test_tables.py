@@ -7,14 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from conftest import make_rows, train_small, write_csv
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset_builder
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import eval as evaluation
 from config import Config
 from data import choose_texts, encode, load_splits
 from model import load_tokenizer
-from runtime import formats
+from runtime import formats, splits
 from runtime.flags import UserError
 from runtime.splits import files_of, find_validation, read_table
 from runtime.tables import LabelledTexts, label_rows, numeric_order
@@ -136,6 +136,17 @@ def test_offline_a_name_is_not_what_another_project_cached(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path / "reviews")
     with pytest.raises(UserError, match="--dataset reviews: was not downloaded before; check the"):
         read_table("reviews", "train")
+
+
+def test_a_csv_file_of_the_hub_whose_columns_pandas_shifts_is_refused(tmp_path, monkeypatch):
+    """Red: read_from_hub without its look for `__index_level_0__`."""
+    path = write_csv(tmp_path / "x.csv", [("an", *row) for row in make_rows(20, seed=1)])
+    builder = load_dataset_builder("csv", data_files=str(path), keep_default_na=False)
+    builder.download_and_prepare()
+    monkeypatch.setattr(splits, "locate", lambda *_: None)
+    monkeypatch.setattr(splits, "open_hub", lambda *_: builder)
+    with pytest.raises(UserError, match="rows hold more values than the header has names; put"):
+        read_table("owner/name", "train")
 
 
 def test_a_relative_path_means_the_same_file_from_another_folder(
