@@ -343,8 +343,7 @@ def read_arrow(path: Path, columns: list[str]) -> Iterator[pa.Table]:
     with open_arrow(path) as (schema, read):
         require_single(path, schema.names, columns)
         for batch in read(columns):
-            # In the order asked for, which iter_batches does not keep.
-            table = pa.Table.from_batches([batch]).select(columns)
+            table = pa.Table.from_batches([batch])
             yield from (table.slice(at, CHUNK) for at in range(0, len(table), CHUNK))
 
 

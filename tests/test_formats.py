@@ -154,7 +154,7 @@ def test_half_a_pair_of_json_escapes_is_no_traceback(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".stream.arrow", ".parquet.gz"])
 def test_typed_files_keep_their_types_and_are_text_when_asked(tmp_path, suffix):
-    """Red: the columns of a batch in the order of the file in read_arrow; 1.0 as "1"."""
+    """Red: `select` left out of open_arrow (all columns of an .arrow file); 1.0 as "1"."""
     table = pa.table(
         {
             "when": [date(2020, 1, 2), None],

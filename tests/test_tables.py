@@ -6,13 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_rows, train_small, write_csv
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset_builder
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import eval as evaluation
 from config import Config
-from data import choose_texts, encode, load_splits
+from data import choose_texts, encode, tokenize
 from model import load_tokenizer
 from runtime import formats, splits
 from runtime.flags import UserError
@@ -110,9 +111,9 @@ def test_a_file_replaced_within_the_same_second_is_new_data(tmp_path, tiny):
     for word in ("w1", "w2"):
         write_csv(path, [(f"{word} w{i}", i % 2) for i in range(10, 40)])
         os.utime(path, (1, 1))
-        config = Config(dataset=str(path), max_length=32)
-        seen.append(load_splits(config, load_tokenizer(str(tiny), max_length=32)).train)
-    assert seen[0]["input_ids"][:] != seen[1]["input_ids"][:]
+        tokenizer = load_tokenizer(str(tiny), max_length=32)
+        seen.append(tokenize(read(path), tokenizer, 32, "head")["input_ids"][:])
+    assert seen[0] != seen[1]
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_silent_mixture(tmp_path):
@@ -273,8 +274,10 @@ def bert(tmp_path_factory):
     (path / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(str(path / "vocab.txt"), model_max_length=32).save_pretrained(path)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=len(words), intermediate_size=64, **sizes)
-    BertModel(config).save_pretrained(path)
+    torch.manual_seed(0)
+    model = BertModel(BertConfig(vocab_size=len(words), intermediate_size=64, **sizes))
+    model.embeddings.token_type_embeddings.weight.data[1] += 1.0  # so that token types matter
+    model.save_pretrained(path)
     return path
 
 
