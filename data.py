@@ -42,7 +42,7 @@ class Splits:
     train: Dataset
     validation: Dataset
     names: list[str]  # of the classes
-    hashes: dict[str, np.ndarray]  # of the texts of both, which best/ keeps
+    hashes: dict[str, np.ndarray]  # of the texts of both and of --model's, which best/ keeps
     notes: list[str]  # lines for the user: what was read, drawn and left out
 
 
@@ -52,7 +52,11 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
-    hashes = {"training": train.hashes, "validation": validation.hashes}
+    start = read_hashes(Path(config.model))  # what --model has seen, the new model has seen, too
+    hashes = {
+        "training": np.concatenate([start["training"], train.hashes]),
+        "validation": np.concatenate([start["validation"], validation.hashes]),
+    }
     return Splits(*ids, train.names, hashes, notes)
 
 
@@ -61,14 +65,15 @@ def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
     columns = config.text_column, config.label_column
     texts = label_rows(read_training(config), *columns, drop_invalid=config.drop_invalid)
     notes = [*texts.notes, count_classes(texts)]
+    start = read_hashes(Path(config.model))
     table = read_validation(config)
     if table is None:
-        train, validation = split_validation(texts, config)
-        notes += describe_draw(texts, validation, config.validation_seed)
+        train, validation = split_validation(texts, start, config)
+        notes += describe_draw(texts, validation, start, config.validation_seed)
     else:
         train = texts
         validation = label_rows(table, *columns, texts.names, config.drop_invalid)
-        notes += [*validation.notes, describe_overlap(train, validation)]
+        notes += [*validation.notes, describe_overlap(train, validation, start)]
     notes += unused_files(config.dataset, train.table, validation.table)
     sides = []
     for name, side in ("train", train), ("validation", validation):
@@ -78,31 +83,44 @@ def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
     return *sides, notes
 
 
-def split_validation(texts: LabelledTexts, config) -> tuple[LabelledTexts, LabelledTexts]:
+def split_validation(
+    texts: LabelledTexts, start: dict[str, np.ndarray], config
+) -> tuple[LabelledTexts, LabelledTexts]:
     """(Training texts, validation texts); of IMDb by default 17,500 and 7,500.
 
     Each class gives its share, at least one text and never all; a class of a single text is trained
-    on. If --model is a `best/`, what it was trained on is not drawn: this month's model must not be
-    validated on what last month's, its start, has learnt.
+    on. Of texts that --model has seen none changes sides: this month's model must not be validated
+    on what last month's, from which it starts, has learnt.
+
+    Args:
+        start: hashes of the texts that --model was trained and validated on, if it has them.
     """
     share = 0.3 if config.validation_size is None else config.validation_size
-    rows = np.bincount(texts.labels, minlength=len(texts.names))
-    quota = np.clip(share_out(rows, round(len(texts) * share)), 1, np.maximum(rows - 1, 1))
-    several = count_different(texts) > 1
-    learnt = read_hashes(Path(config.model))["training"]
-    free = np.flatnonzero(~np.isin(texts.hashes, learnt))
-    drawn = draw(texts.labels[free], quota * several, texts.hashes[free], config.validation_seed)
-    rest = np.ones(len(texts), dtype=bool)
-    rest[free[drawn]] = False
-    train, validation = texts.select(np.flatnonzero(rest)), texts.select(free[drawn])
-    whole = texts.select(np.flatnonzero(several[texts.labels])) if several.any() else texts
+    learnt = np.isin(texts.hashes, start["training"])
+    validate = np.isin(texts.hashes, start["validation"]) & ~learnt
+    (rows,) = np.nonzero(~learnt & ~validate)
+    new = texts.select(rows)
+    count = np.bincount(new.labels, minlength=len(new.names))
+    several = count_different(new) > 1
+    quota = np.clip(share_out(count, round(len(new) * share)), 1, np.maximum(count - 1, 1))
+    drawn = draw(new.labels, quota * several, new.hashes, config.validation_seed)
+    validate[rows[drawn]] = True
+    train, validation = (texts.select(np.flatnonzero(side)) for side in (~validate, validate))
+    if len(new) < len(texts) and not (len(train) and len(validation)):
+        purpose = "validate" if len(train) else "train"
+        raise UserError(
+            f"--model {config.model}: has seen {len(texts) - len(new):,} of the {len(texts):,} "
+            f"texts of {texts.table.source}, which leaves none to {purpose} on; give others, or "
+            "--validation_dataset"
+        )
+    whole = new.select(np.flatnonzero(several[new.labels])) if len(validation) else texts
     require_every_class(whole, validation, "validation", f"--validation_size {share}")
     return train, validation
 
 
 def share_out(counts: np.ndarray, size: int) -> np.ndarray:
     """Rows per class, `size` in all, in proportion to `counts` (largest remainder method)."""
-    exact = counts * size / counts.sum()
+    exact = counts * size / max(1, counts.sum())
     quota = np.floor(exact).astype(int)
     largest_remainders = np.argsort(-(exact - quota), kind="stable")
     quota[largest_remainders[: size - quota.sum()]] += 1
@@ -164,8 +182,6 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     date of a file. The key is computed here, because that of the `datasets` library includes the
     tokenizer's mutable state, and so would differ from run to run.
     """
-    if truncation == "head_tail" and len(texts.text_columns) == 2:
-        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
     set_truncation_side(tokenizer, truncation)  # also if the ids are there: best/ will hold it
     clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
     state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
@@ -194,6 +210,8 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
     first, *second = map(list, zip(*texts, strict=True))
+    if cut_later and second:
+        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
     types = bool(second) and "token_type_ids" in tokenizer.model_input_names
     columns = dict(
         tokenizer(

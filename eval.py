@@ -177,7 +177,7 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
 def load_test(
     settings: dict, known: dict[str, np.ndarray], names: list[str], drop_invalid: bool
 ) -> tuple[LabelledTexts, dict[str, int]]:
-    """The labelled test split (sampled), and how many texts of all of it are in each of `known`.
+    """The labelled test split (sampled), and how many of its texts are in each of `known`.
 
     Args:
         settings: from `choose_test`.
@@ -195,15 +195,17 @@ def load_test(
     columns = settings["text_column"], settings["label_column"]
     no_labels = ", or --input FILE --output FILE to predict labels"
     texts = label_rows(table, *columns, names, drop_invalid, no_labels)
+    texts = sample(texts, settings["max_test_samples"], seed=0)
     # Texts are compared, not paths: a file may have been copied. A few are usual (52 of IMDb's).
-    seen = {name: int(np.isin(texts.hashes, hashes).sum()) for name, hashes in known.items()}
-    if sum(seen.values()) >= len(texts) / 2:
+    found = {name: np.isin(texts.hashes, hashes) for name, hashes in known.items()}
+    either = np.any([*found.values()], axis=0).sum()
+    if either >= len(texts) / 2:
         raise UserError(
-            f"--dataset {settings['dataset']} --test_split {settings['test_split']}: "
-            f"{sum(seen.values())} of its {len(texts)} texts are among those that the model was "
-            "trained or validated on; give --dataset TEST_FILE, or another split"
+            f"--dataset {settings['dataset']} --test_split {settings['test_split']}: {either:,} of "
+            f"the {len(texts):,} texts are among those that the model was trained or validated on; "
+            "give --dataset TEST_FILE, or another split"
         )
-    return sample(texts, settings["max_test_samples"], seed=0), seen
+    return texts, {name: int(which.sum()) for name, which in found.items()}
 
 
 def describe_seen(known: dict[str, np.ndarray], seen: dict[str, int], folder: Path) -> str:
@@ -212,7 +214,8 @@ def describe_seen(known: dict[str, np.ndarray], seen: dict[str, int], folder: Pa
             f"{folder} does not hold what the model was trained on: whether these texts are among "
             "that is not known"
         )
-    return "in training: {training:,} of these texts; in validation: {validation:,}".format(**seen)
+    words = "{training:,} of these texts are among those trained on, {validation:,} validated on"
+    return words.format(**seen)
 
 
 # ---------------------------------------------------------------- the command

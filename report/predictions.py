@@ -13,7 +13,15 @@ import torch
 from tqdm import tqdm
 
 from runtime.flags import UserError
-from runtime.formats import read_chunks, read_columns, read_dialect, write_chunks
+from runtime.formats import (
+    DELIMITERS,
+    format_of,
+    read_chunks,
+    read_columns,
+    read_dialect,
+    require_single,
+    write_chunks,
+)
 from runtime.splits import read_table
 from runtime.tables import find_text_columns, text_cells, text_tuples
 
@@ -43,7 +51,9 @@ def write_predictions(config, classifier) -> None:
     added = ["predicted_label", "probability", *(f"p_{name}" for name in classifier.names)]
     if taken := set(added) & set(columns):
         raise UserError(f"--input {source}: has a column {min(taken)} already; rename it")
-    rows = sum(map(len, read_chunks(source, columns)))
+    named = texts_in if format_of(output) in DELIMITERS else columns
+    require_single(source, columns, named)  # which only CSV can hold otherwise
+    rows = sum(map(len, read_chunks(source)))
     if not rows:
         raise UserError(f"--input {source}: holds no rows; give a file that does")
     main = classifier.accelerator.is_main_process
@@ -52,7 +62,7 @@ def write_predictions(config, classifier) -> None:
         write_chunks(output, read_dialect(source)) if main else contextlib.nullcontext() as write,
         tqdm(total=rows, unit=" texts", disable=None if main else True) as bar,
     ):
-        for chunk in read_chunks(source, columns):
+        for chunk in read_chunks(source):
             texts = read_texts(chunk, texts_in, config.input)
             predicted = predict_texts(texts, classifier)
             empty += predicted[0].count(None)

@@ -146,8 +146,8 @@ MODEL_CARD = """`{model}` fine-tuned on `{dataset}`, learning rate {learning_rat
 
 FOLDER is the one that this file is in. Texts are cut at {max_length} tokens.{note}
 
-Step {step}: validation accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts kept from the
-training split; that accuracy chose the step. `training_config.json` holds every setting. For the
+Step {step}: accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts for validation; that
+accuracy chose the step. `training_config.json` holds every setting. For the
 accuracy on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it
 takes the test split of what the model was trained on, if there is one.
 """

@@ -7,6 +7,7 @@ Independent of: which flags there are, torch, and any disk but for the file that
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import json
 import math
@@ -32,6 +33,8 @@ class UserError(Exception):
 
 
 RUN_AGAIN = "run the same command again (without --overwrite, if it was given)"
+# Of a disk that is full or broken, whatever was being read or written.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 # ---------------------------------------------------------------- fields

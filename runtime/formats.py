@@ -66,16 +66,18 @@ def read_columns(path: Path) -> list[str]:
             return schema.names
 
 
-def read_schema(path: Path) -> pa.Schema | None:
-    """The types of the columns, where the file has any."""
+def read_features(path: Path) -> dict:
+    """What the datasets library, if it wrote the file, says of each column."""
     if format_of(path) not in ARROW:
-        return None
+        return {}
     with explained(path), open_arrow(path) as (schema, _):
-        return schema
+        about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
+    return about.get("info", {}).get("features") or {}
 
 
-def read_chunks(path: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """The rows, in tables of at most `CHUNK` of those columns.
+def read_chunks(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows, in tables of at most `CHUNK` of those columns; by default of all, of which several
+    may have the same name.
 
     Cells of a CSV file are strings, those of a JSON file JSON (a column that a row does not have is
     null), and Parquet and Arrow files have types. Raises `UserError` for a file that is not what
@@ -96,12 +98,17 @@ def explained(path: Path):
         reason = f"line {find_undecodable(path)} is not UTF-8; save it as UTF-8, or correct"
         raise UserError(f"{path}: {reason} the file") from None
     except BROKEN as error:
+        if getattr(error, "errno", None):  # not of what the file holds: permissions, or the disk
+            where = error.filename or path
+            raise UserError(
+                f"{where}: {error.strerror}; remove the cause, and start again"
+            ) from None
         reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
         raise UserError(f"{path}: {reason}; correct the file") from None
 
 
 BROKEN = (
-    OSError,  # cannot be read, or is not gzipped
+    OSError,  # cannot be read; is not gzipped, or no Parquet
     EOFError,  # gzip: cut off
     zlib.error,
     csv.Error,  # in strict mode: a quote that is never closed, text after a closing quote
@@ -166,15 +173,17 @@ def find_delimiter(path: Path) -> str:
     return max(candidates, key=columns.get)
 
 
-def read_csv(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+def read_csv(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    delimiter = find_delimiter(path)
     with open_csv(path) as (rows, header):
-        require_single(path, header, columns)
-        wanted = [header.index(name) for name in columns]
+        require_single(path, header, columns or [])
+        wanted = range(len(header)) if columns is None else list(map(header.index, columns))
+        names = [header[i] for i in wanted]
         done = 0
-        while batch := take_rows(path, rows, len(header), done):
+        while batch := take_rows(path, rows, len(header), done, delimiter):
             done += len(batch)
             values = list(zip(*batch, strict=True))
-            yield pa.table([pa.array(values[i], pa.string()) for i in wanted], names=columns)
+            yield pa.table([pa.array(values[i], pa.string()) for i in wanted], names=names)
 
 
 def require_single(path: Path, header: list[str], columns: list[str]) -> None:
@@ -183,7 +192,9 @@ def require_single(path: Path, header: list[str], columns: list[str]) -> None:
             raise UserError(f"{path}: has {header.count(name)} columns {name!r}; rename them")
 
 
-def take_rows(path: Path, rows: Iterator[list[str]], width: int, done: int) -> list[list[str]]:
+def take_rows(
+    path: Path, rows: Iterator[list[str]], width: int, done: int, delimiter: str
+) -> list[list[str]]:
     """The next rows, at most `CHUNK`; `done` were taken before."""
     batch = []
     try:
@@ -195,16 +206,35 @@ def take_rows(path: Path, rows: Iterator[list[str]], width: int, done: int) -> l
                     f"{path}: row {done + len(batch)} has {len(row)} value{'s'[: len(row) - 1]}, "
                     f"the header {width}; {remedy}correct that row"
                 )
+            if delimiter == "\t":
+                require_one_row(row, f"{path}: row {done + len(batch)}")
     except csv.Error as error:
-        reason = CSV_ERRORS.get(str(error), str(error))
+        reason = next((words for sign, words in CSV_ERRORS if sign in str(error)), str(error))
         raise csv.Error(f"row {done + len(batch) + 1}: {reason}") from None
     return batch
 
 
-CSV_ERRORS = {
-    "unexpected end of data": "its last quote is never closed",
-    "',' expected after '\"'": "text follows a closing quote; write a quote inside a text twice",
-}
+CSV_ERRORS = (
+    ("unexpected end of data", "its last quote is never closed"),
+    ("expected after", "text follows a closing quote; write a quote inside a text twice"),
+)
+
+
+def require_one_row(row: list[str], given: str) -> None:
+    """Raises `UserError` if quotes enclose lines that look like rows themselves.
+
+    Many a file with tabs has no quoting at all, such as those of GLUE. There a quote at the start
+    of a text and one at the end of a later text would make all between them one row, in silence.
+    """
+    lines = LINE_END.split("\t".join(row))
+    if len(lines) > 1 and {line.count("\t") for line in lines} == {len(row) - 1}:
+        raise UserError(
+            f"{given}: quotes enclose {len(lines)} lines that may be rows; leave the quotes out, "
+            "or, if it is one row, separate the columns by commas"
+        )
+
+
+LINE_END = re.compile("\r\n|\r|\n")
 
 
 # ---------------------------------------------------------------- JSON
@@ -267,7 +297,8 @@ def read_array(file) -> Iterator:
             yield value
 
 
-def read_json(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+def read_json(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    columns = read_columns(path) if columns is None else columns
     objects = read_objects(path)
     while rows := list(itertools.islice(objects, CHUNK)):
         yield pa.table(
@@ -297,8 +328,9 @@ def to_json(value) -> str:
 
 
 def from_json(cell: str | None) -> str | None:
-    """A cell as text: a string without quotes, anything else as it is written."""
-    if cell is None or cell == "null":
+    """A cell as text: a string without quotes, anything else as it is written. Python writes a
+    missing number as NaN."""
+    if cell in (None, "null", "NaN"):
         return None
     if not cell.startswith('"'):
         return cell
@@ -336,12 +368,17 @@ def open_arrow(path: Path):
         except pa.ArrowInvalid:  # a stream, as the datasets library writes
             source.seek(0)
             batches = reader = pa.ipc.open_stream(source)
-        yield reader.schema, lambda columns: (batch.select(columns) for batch in batches)
+        yield (
+            reader.schema,
+            lambda columns: (
+                batch if columns is None else batch.select(columns) for batch in batches
+            ),
+        )
 
 
-def read_arrow(path: Path, columns: list[str]) -> Iterator[pa.Table]:
+def read_arrow(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
     with open_arrow(path) as (schema, read):
-        require_single(path, schema.names, columns)
+        require_single(path, schema.names, columns or [])
         for batch in read(columns):
             table = pa.Table.from_batches([batch])
             yield from (table.slice(at, CHUNK) for at in range(0, len(table), CHUNK))
@@ -352,6 +389,8 @@ def read_arrow(path: Path, columns: list[str]) -> Iterator[pa.Table]:
 
 def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Each cell as a string; null where there is none, and NaN is none."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     kind = column.type
     if pa.types.is_string(kind):
         return column
@@ -359,11 +398,16 @@ def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
         cells = map(from_json, column.cast(pa.string()).to_pylist())
     elif pa.types.is_floating(kind):  # Arrow would write 1.0 as 1
         cells = (None if v is None or v != v else repr(v) for v in column.to_pylist())
-    elif pa.types.is_nested(kind) or pa.types.is_binary(kind):
+    elif is_compound(kind) or pa.types.is_interval(kind):
         cells = (None if v is None else json.dumps(v, default=str) for v in column.to_pylist())
     else:
         return column.cast(pa.string())
     return pa.chunked_array([pa.array(cells, pa.string())])
+
+
+def is_compound(kind: pa.DataType) -> bool:
+    """Whether a cell holds several values, or bytes."""
+    return pa.types.is_nested(kind) or "binary" in str(kind)
 
 
 def to_json_cells(column: pa.ChunkedArray) -> list[str | None]:
@@ -392,7 +436,8 @@ def read_dialect(path: Path) -> Dialect:
     with open_bytes(path) as file:
         first = file.readline()
     line_end = "\r\n" if first.endswith(b"\r\n") else "\n"
-    return Dialect(find_delimiter(path), line_end, first.startswith(b"\xef\xbb\xbf"))
+    delimiter = find_delimiter(path) if format_of(path) == ".csv" else ","
+    return Dialect(delimiter, line_end, first.startswith(b"\xef\xbb\xbf"))
 
 
 @contextlib.contextmanager

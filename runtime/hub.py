@@ -72,8 +72,17 @@ def require_downloaded(name: str) -> None:
         raise ValueError("was not downloaded before")
 
 
-def offline_hint() -> str:
-    return " (or unset HF_HUB_OFFLINE to download it)" if is_offline_mode() else ""
+def hub_remedy(*choices: str) -> str:
+    """What to do if the Hub's code could not load what it was to load.
+
+    `choices`: what else than the name may be wrong.
+    """
+    folder = Path(constants.HF_HUB_CACHE)
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        return f"set HF_HOME to a folder that can be written, which {folder.parent} is not"
+    hint = " (or unset HF_HUB_OFFLINE to download it)" * is_offline_mode()
+    return ", ".join([f"check the name{hint}", *choices])
 
 
 def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--model", **options):
@@ -89,8 +98,7 @@ def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--
         )
     except LOADING_ERRORS as error:
         reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-        remedy = f"check the name{offline_hint()}"
-        remedy = "give a folder that save_pretrained wrote whole" if path else remedy
+        remedy = "give a folder that save_pretrained wrote whole" if path else hub_remedy()
         raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
 
 

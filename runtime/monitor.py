@@ -225,8 +225,11 @@ def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
     progress = run.progress
     words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
-    if Path(run.config.dataset).is_file():  # which has no split for testing
-        words += ["--text", "A text to classify."]
+    data = run.config.dataset
+    if Path(data).is_file():  # which has no split for testing
+        pairs = "," in run.config.text_column  # which --text has no way to say
+        of_file = ["--input", data, "--output", "predictions.csv"]
+        words += of_file if pairs else ["--text", "A text to classify."]
     return (
         f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
         f"{progress.best_accuracy:.4f} on {len(run.validation_set):,} texts; "

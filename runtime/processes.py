@@ -6,7 +6,6 @@ same batch in every process. Independent of: what is trained, and what is saved 
 
 import contextlib
 import ctypes
-import errno
 import gc
 import os
 import signal
@@ -18,7 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from runtime.flags import RUN_AGAIN, UserError, print_error
+from runtime.flags import DISK_ERRORS, RUN_AGAIN, UserError, print_error
 
 PARENT = os.getppid()  # now, because a launcher may die in the minutes before the first step
 
@@ -100,7 +99,6 @@ def explain(error: BaseException) -> tuple[list[str] | None, int]:
 
 # gloo's words for a peer that closed or reset the connection, on reading and on writing.
 PEER_DIED = (" by peer", ": Broken pipe")
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def failed_first() -> bool:

@@ -10,6 +10,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
@@ -18,12 +19,13 @@ from datasets import (
     load_from_disk,
     logging,
 )
+from datasets.arrow_reader import ReadInstruction
 from datasets.exceptions import DatasetsError
 from huggingface_hub import is_offline_mode
 
-from runtime.flags import UserError
+from runtime.flags import DISK_ERRORS, UserError
 from runtime.formats import FORMATS, explained, find_delimiter, format_of, stem_of
-from runtime.hub import locate, offline_hint, require_downloaded
+from runtime.hub import hub_remedy, locate, require_downloaded
 from runtime.tables import Table
 
 if not sys.stderr.isatty():
@@ -52,6 +54,8 @@ def read_table(
         return Table(given, (read_from_hub(name, split, config_name, revision, given, choices),))
     if config_name:
         raise UserError(f"{given}: a local path has no configuration {config_name}; give none")
+    if is_saved(path):
+        return Table(given, read_saved(path, split, given))
     if set("[+") & set(split):
         raise UserError(f"{given}: a local path has no split {split}; give a plain name for it")
     if path.is_file():
@@ -59,17 +63,7 @@ def read_table(
             kinds = ", ".join(FORMATS)
             raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
         return Table(given, (path,), tell_delimiter(path))
-    if is_saved(path):
-        return Table(given, (read_saved(path, split, given, choices),))
-    files = files_of(path, split)
-    if not files:
-        there = ", ".join(str(file.relative_to(path)) for file in data_files(path)[:9])
-        reason = f"no file for the split {split} among {there}" if there else NO_FILES
-        raise UserError(f"{given}: {reason}; check its files, {choices}")
-    return Table(given, files, tuple(line for file in files for line in tell_delimiter(file)))
-
-
-NO_FILES = f"holds no {', '.join(FORMATS)} file"
+    return read_folder(path, split, given, choices)
 
 
 def tell_delimiter(path: Path) -> tuple[str, ...]:
@@ -93,6 +87,21 @@ def data_files(folder: Path) -> list[Path]:
     ]
 
 
+def read_folder(folder: Path, split: str, given: str, choices: str) -> Table:
+    files = files_of(folder, split)
+    if not files:
+        there = ", ".join(str(file.relative_to(folder)) for file in data_files(folder)[:9])
+        reason = f"no file for the split {split} among {there}" if there else NO_FILES
+        raise UserError(f"{given}: {reason}; check its files, {choices}")
+    require_single_copies(files, given)
+    names = ", ".join(str(file.relative_to(folder)) for file in files)
+    notes = [f"{given}: {split} is {len(files)} files, {names}"] if len(files) > 1 else []
+    return Table(given, files, (*notes, *(line for file in files for line in tell_delimiter(file))))
+
+
+NO_FILES = f"holds no {', '.join(FORMATS)} file"
+
+
 def files_of(folder: Path, split: str) -> tuple[Path, ...]:
     """The files whose name is, begins or ends with that of the split; or whose folder is called so,
     if their own name says no split. Where no name says any, all files are "train"."""
@@ -101,6 +110,19 @@ def files_of(folder: Path, split: str) -> tuple[Path, ...]:
         return tuple(named)
     # A name of two splits, such as train_test.csv, is of neither.
     return tuple(file for file in named if named[file] == {split})
+
+
+def require_single_copies(files: tuple[Path, ...], given: str) -> None:
+    """Raises `UserError` for train.csv beside train.parquet: the same rows would come twice."""
+    seen = {}
+    for file in files:
+        stem = file.with_name(stem_of(file))
+        if stem in seen:
+            raise UserError(
+                f"{given}: has {seen[stem].name} and {file.name}; keep one, or, if they hold "
+                "different rows, give them different names"
+            )
+        seen[stem] = file
 
 
 def name_splits(folder: Path, known: set[str]) -> dict[Path, set[str]]:
@@ -135,21 +157,31 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def read_saved(folder: Path, split: str, given: str, choices: str) -> Dataset:
-    with library_explained(given, f"check its files, {choices}"):
-        saved = load_from_disk(str(folder))
+def load_saved(folder: Path, given: str) -> Dataset | DatasetDict:
+    with library_explained(given, "save it anew with save_to_disk"):
+        return load_from_disk(str(folder))
+
+
+def read_saved(folder: Path, split: str, given: str) -> tuple[Dataset, ...]:
+    """The rows of a split, or of a slice or sum of splits in the datasets library's notation."""
+    saved = load_saved(folder, given)
     if isinstance(saved, Dataset):  # of one split, which like a file is the one asked for
-        return saved
-    if split not in saved:
-        raise UserError(f"{given}: has no split {split}; give one of {', '.join(saved)}")
-    return saved[split]
+        return (saved,)
+    if split in saved:
+        return (saved[split],)
+    sizes = {name: len(rows) for name, rows in saved.items()}
+    try:
+        pieces = ReadInstruction.from_spec(split).to_absolute(sizes)
+    except ValueError:
+        raise UserError(f"{given}: has no split {split}; give one of {', '.join(saved)}") from None
+    return tuple(saved[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces)
 
 
 # ---------------------------------------------------------------- the Hub
 
 
 def read_from_hub(name, split, config_name, revision, given: str, choices: str) -> Dataset:
-    with library_explained(given, f"check the name{offline_hint()}, {choices}"):
+    with library_explained(given, hub_remedy(choices)):
         builder = open_hub(name, config_name, revision)
         table = builder.as_dataset(split=split)
     if hasattr(builder.config, "keep_default_na") and "__index_level_0__" in table.column_names:
@@ -185,9 +217,19 @@ def library_explained(given: str, remedy: str):
     """What the datasets library raises, as one `UserError`."""
     try:
         yield
-    except (DatasetsError, OSError, ValueError, StopIteration) as error:
+    except LIBRARY_ERRORS as error:
+        if getattr(error, "errno", None) in DISK_ERRORS:
+            raise
         reason = " ".join(str(error.__cause__ or error).split()).rstrip(".!")
         raise UserError(f"{given}: {reason or type(error).__name__}; {remedy}") from None
+
+
+LIBRARY_ERRORS = (
+    DatasetsError,
+    *(OSError, ValueError, KeyError, TypeError, StopIteration),  # broken files
+    RuntimeError,  # a data set that needs a script of its own, or a kind it cannot read
+    pa.ArrowException,
+)
 
 
 # ---------------------------------------------------------------- what a training reads
@@ -208,7 +250,10 @@ def read_validation(config) -> Table | None:
             "--validation_split; give one of them"
         )
     if own:
-        split = split or find_validation(own, flag="--validation_dataset") or "validation"
+        named = name_splits(Path(own), set(SPLITS))
+        unnamed = named and not any(named.values())
+        split = split or find_validation(own, flag="--validation_dataset")
+        split = split or ("train" if unnamed else "validation")  # see files_of
         return read_table(own, split, flag="--validation_dataset", choices="--validation_split")
     source = config.dataset_config_name, config.dataset_revision
     if not split and not config.validation_size:
@@ -225,12 +270,12 @@ def find_validation(
     """The data set's own split for validation, if it has one with a usual name."""
     path = locate(name, flag, revision)
     if path is None:
-        with library_explained(f"{flag} {name}", f"check the name{offline_hint()}"):
+        with library_explained(f"{flag} {name}", hub_remedy()):
             there = open_hub(name, config_name, revision).info.splits or {}
     elif path.is_file():
         there = {}
     elif is_saved(path):
-        saved = load_from_disk(str(path))
+        saved = load_saved(path, f"{flag} {name}")
         there = saved if isinstance(saved, DatasetDict) else {}
     else:
         named = name_splits(path, set(SPLITS)).values()

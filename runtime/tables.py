@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features
+from datasets import Dataset
 
 from runtime.flags import UserError
-from runtime.formats import CHUNK, as_strings, read_chunks, read_columns, read_schema
+from runtime.formats import CHUNK, as_strings, is_compound, read_chunks, read_columns, read_features
 
 # ---------------------------------------------------------------- a table
 
@@ -39,7 +39,8 @@ class Table:
         """The file, or the split, in words."""
         if isinstance(self.parts[0], Path):
             return ", ".join(part.name for part in self.parts)
-        return f"the split {self.parts[0].split}"
+        split = self.parts[0].split
+        return f"the split {split}" if split else self.given
 
     @cached_property
     def layouts(self) -> list[dict[str, list[str] | None]]:
@@ -56,13 +57,12 @@ class Table:
         those columns, as text), in the order of the rows."""
         for part, layout in zip(self.parts, self.layouts, strict=True):
             require_columns(part, layout, columns)
-            place = f"{part.name} row" if len(self.parts) > 1 else "row"
+            name = part.name if isinstance(part, Path) else part.split
+            place = f"{name} row" if len(self.parts) > 1 else "row"
             done = 0
             for chunk in read_part(part, columns):
                 texts = [
-                    name_classes(chunk[name], layout[name])
-                    if layout[name]
-                    else text_cells(chunk[name], f"{self.given}: column {name!r}")
+                    text_cells(chunk[name], f"{self.given}: column {name!r}", layout[name])
                     for name in columns
                 ]
                 yield place, done, pa.table(texts, names=columns)
@@ -72,17 +72,18 @@ class Table:
 def read_layout(part: Path | Dataset) -> dict[str, list[str] | None]:
     """Its columns, each with the names of its classes if it is of type ClassLabel, which the
     datasets library also keeps in Parquet."""
-    if not isinstance(part, Path):
-        columns, features = part.column_names, part.features
-    elif (schema := read_schema(part)) is None:
-        columns, features = read_columns(part), {}
+    if isinstance(part, Path):
+        columns, features = read_columns(part), read_features(part)
     else:
-        of_library = b"huggingface" in (schema.metadata or {})
-        columns, features = schema.names, Features.from_arrow_schema(schema) if of_library else {}
-    return {
-        name: features[name].names if isinstance(features.get(name), ClassLabel) else None
-        for name in columns
-    }
+        columns, features = part.column_names, part.features.to_dict()
+    return {name: class_names_of(features.get(name)) for name in columns}
+
+
+def class_names_of(feature) -> list[str] | None:
+    """Of one column's entry in what the datasets library calls features."""
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    return [name.strip() for name in feature["names"]]
 
 
 def require_columns(part: Path | Dataset, layout: dict, columns: list[str]) -> None:
@@ -99,16 +100,25 @@ def read_part(part: Path | Dataset, columns: list[str]) -> Iterator[pa.Table]:
     return part.select_columns(columns).with_format("arrow").iter(batch_size=CHUNK)
 
 
-def name_classes(numbers: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
+def name_classes(numbers: pa.ChunkedArray, names: list[str], given: str) -> pa.ChunkedArray:
     """Class numbers to names. -1 is none, as in the test splits of GLUE."""
     numbers = pc.if_else(pc.less(numbers, 0), None, numbers)
+    if (highest := pc.max(numbers).as_py() or 0) >= len(names):
+        raise UserError(f"{given} holds class {highest}, but names {len(names)}; correct the data")
     return pc.take(pa.chunked_array([names], pa.string()), numbers)
 
 
-def text_cells(column: pa.ChunkedArray, given: str) -> pa.ChunkedArray:
-    """The cells as text. Raises `UserError` if one of them holds several values, or bytes."""
+def text_cells(
+    column: pa.ChunkedArray, given: str, names: list[str] | None = None
+) -> pa.ChunkedArray:
+    """The cells as text. Raises `UserError` if one of them holds several values, or bytes.
+
+    `names`: the classes, for a column of class numbers.
+    """
+    if names:
+        return name_classes(column, names, given)
     kind, found = column.type, None
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if is_compound(kind):
         found = str(kind)
     elif kind == pa.json_():
         cells = column.cast(pa.string())
@@ -201,16 +211,15 @@ def label_rows(
     found = scan_rows(table, text_columns, label_column)
     if not len(found.codes):
         raise UserError(f"{table.given}: holds no rows; give a data set that does")
+    left_out = leave_out(found, table.given, drop_invalid)
     own = names is None
     if own:
-        names, numbers, notes = name_labels(found, table.layouts[0].get(label_column))
-    else:
-        numbers, notes = find_labels(found, names, table.given)
-    valid = ~found.empty & (found.codes >= 0)
-    notes = [*table.notes, *notes, *leave_out(found, valid, table.given, drop_invalid)]
+        names = table.layouts[0].get(label_column) or name_labels(found.written)
+    numbers, notes = find_labels(found, names, table.given)
+    (rows,) = np.nonzero(found.codes >= 0)
     if own:
-        check_classes([names[number] for number in sorted(set(numbers))], len(valid), label_column)
-    (rows,) = np.nonzero(valid)
+        notes += warn_of_similar(names)
+        check_classes([names[number] for number in sorted(set(numbers))], len(rows), label_column)
     return LabelledTexts(
         table=table,
         text_columns=text_columns,
@@ -218,7 +227,7 @@ def label_rows(
         rows=rows,
         labels=np.array(numbers, dtype=np.int64)[found.codes[rows]],
         hashes=found.hashes[rows],
-        notes=tuple(notes),
+        notes=(*table.notes, *notes, *left_out),
     )
 
 
@@ -242,15 +251,14 @@ class Scan:
     """What one pass over a table finds."""
 
     hashes: np.ndarray  # (rows,)
-    empty: np.ndarray  # (rows,) whether there is no text
-    codes: np.ndarray  # (rows,) which of `written` the label is; -1 for none
-    written: list[str]  # the labels that occur, without white space at their ends
+    codes: np.ndarray  # (rows,) which of `written` the label is; -1 without a label or a text
+    written: list[str]  # the labels of the other rows, without white space at their ends
     spaced: collections.Counter  # labels as they are, for those that have it
     without: dict[str, list[str]]  # "text" and "label": places of the rows that have none
 
 
 def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) -> Scan:
-    hashes, empty, codes, written, spaced = [], [], [], {}, collections.Counter()
+    hashes, codes, written, spaced = [], [], {}, collections.Counter()
     without = {"text": [], "label": []}
     for place, before, chunk in table.chunks([*text_columns, label_column]):
         texts = text_tuples(chunk, text_columns)
@@ -258,17 +266,19 @@ def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) ->
         labels = chunk[label_column].to_pylist()
         for row, (text, label) in enumerate(zip(texts, labels, strict=True), before + 1):
             stripped = (label or "").strip()
-            if stripped != (label or "") and stripped:
-                spaced[label] += 1
-            codes.append(written.setdefault(stripped, len(written)) if stripped else -1)
-            empty.append(not any(map(str.strip, text)))
+            empty = not any(map(str.strip, text))
+            if empty:
+                without["text"].append(f"{place} {row}")
             if not stripped:
                 without["label"].append(f"{place} {row}")
-            if empty[-1]:
-                without["text"].append(f"{place} {row}")
+            if empty or not stripped:
+                codes.append(-1)
+                continue
+            codes.append(written.setdefault(stripped, len(written)))
+            if stripped != label:
+                spaced[label] += 1
     return Scan(
         hashes=np.concatenate(hashes) if hashes else np.array([], "<u8"),
-        empty=np.array(empty, dtype=bool),
         codes=np.array(codes, dtype=np.int64),
         written=list(written),
         spaced=spaced,
@@ -276,9 +286,9 @@ def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) ->
     )
 
 
-def leave_out(found: Scan, valid: np.ndarray, given: str, drop_invalid: bool) -> list[str]:
+def leave_out(found: Scan, given: str, drop_invalid: bool) -> list[str]:
     """A line that says how many rows are left out. Raises `UserError` if that was not asked for."""
-    total = len(valid)
+    total = len(found.codes)
     said = [
         f"{len(places):,} of {total:,} rows {what} ({'first: ' * (len(places) > 5)}"
         f"{', '.join(places[:5])})"
@@ -291,7 +301,7 @@ def leave_out(found: Scan, valid: np.ndarray, given: str, drop_invalid: bool) ->
     if said and not drop_invalid:
         remedy = "correct them, or give --drop_invalid to leave them out"
         raise UserError(*(f"{given}: {line}; {remedy}" for line in said))
-    if not valid.any():
+    if not found.written:
         raise UserError(f"{given}: no row has a text and a label; give a data set that holds some")
     return [f"{given}: left out: {line}" for line in said]
 
@@ -299,42 +309,35 @@ def leave_out(found: Scan, valid: np.ndarray, given: str, drop_invalid: bool) ->
 # ---------------------------------------------------------------- classes
 
 
-def name_labels(found: Scan, declared: list[str] | None) -> tuple[list[str], list[int], list[str]]:
-    """(The names of the classes; the class number of each label of the scan; lines to say.)
+def name_labels(written: list[str]) -> list[str]:
+    """The names of the classes whose labels are written so."""
+    return sorted(set(whole_numbers(written) or written), key=numeric_order)
 
-    Args:
-        declared: the names that the data set itself gives its classes, in their order.
-    """
-    notes = tell_spaces(found)
-    if declared:
-        return declared, [declared.index(label) for label in found.written], notes
-    labels = found.written
-    if whole := whole_numbers(labels):
-        notes.append(f"labels {', '.join(sorted(labels)[:5])} are taken as whole numbers")
-        labels = whole
-    names = sorted(set(labels), key=numeric_order)
+
+def warn_of_similar(names: list[str]) -> list[str]:
     alike = collections.defaultdict(list)
     for name in names:
         alike[unicodedata.normalize("NFKC", name).casefold()].append(name)
-    notes += [
+    return [
         f"warning: classes {', '.join(map(repr, same))} differ only in case or in the form of "
         "their letters; if they are one class, write them alike"
         for same in alike.values()
         if len(same) > 1
     ]
-    return names, [names.index(label) for label in labels], notes
 
 
 def find_labels(found: Scan, names: list[str], given: str) -> tuple[list[int], list[str]]:
-    """The class number of each label of the scan, by the names of a model or another split."""
-    labels = found.written
-    if not set(labels) <= set(names):
-        labels = whole_numbers(labels) or labels
+    """(The class number of each label of the scan; lines on labels that are not taken as they are
+    written). Raises `UserError` for one that is none of the names."""
+    labels, notes = found.written, tell_spaces(found)
+    if not set(labels) <= set(names) and (whole := whole_numbers(labels)):
+        notes.append(f"labels {', '.join(sorted(labels)[:5])} are taken as whole numbers")
+        labels = whole
     if unknown := sorted(set(labels) - set(names)):
         raise UserError(
-            f"{given}: label {unknown[0]!r} is unknown to the model; give one of {', '.join(names)}"
+            f"{given}: label {unknown[0]!r} is none of the classes; give one of {', '.join(names)}"
         )
-    return [names.index(label) for label in labels], tell_spaces(found)
+    return [names.index(label) for label in labels], notes
 
 
 def tell_spaces(found: Scan) -> list[str]:
@@ -403,26 +406,39 @@ def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, gi
         )
 
 
-def describe_draw(texts: LabelledTexts, validation: LabelledTexts, seed: int) -> list[str]:
+def describe_draw(
+    texts: LabelledTexts, validation: LabelledTexts, start: dict[str, np.ndarray], seed: int
+) -> list[str]:
     """Lines on validation texts that were drawn from others."""
+    before = int(np.isin(validation.hashes, start["validation"]).sum())
     lines = [
         f"validating on {len(validation):,} of the {len(texts):,} texts of {texts.table.source}, "
         f"drawn by their content (--validation_seed {seed})"
+        + f"; {before:,} of them because --model was validated on them"
+        * bool(before)
     ]
     without = np.setdiff1d(texts.labels, validation.labels)
     if len(without):
         names = ", ".join(texts.names[number] for number in without)
-        lines.append(f"none of class {names} among them: all its rows are one text, trained on")
+        lines.append(
+            f"none of class {names} among them: trained on, because they are one text or --model "
+            "was trained on them"
+        )
     return lines
 
 
-def describe_overlap(train: LabelledTexts, validation: LabelledTexts) -> str:
-    """A line on validation texts of their own. Raises `UserError` if half are trained on."""
-    shared = int(np.isin(validation.hashes, train.hashes).sum())
+def describe_overlap(
+    train: LabelledTexts, validation: LabelledTexts, start: dict[str, np.ndarray]
+) -> str:
+    """A line on validation texts of their own. Raises `UserError` if half are trained on, now or
+    before by --model."""
+    learnt = np.concatenate([train.hashes, start["training"]])
+    shared = int(np.isin(validation.hashes, learnt).sum())
     if shared >= len(validation) / 2:
+        before = " now, or that --model was trained on" if len(start["training"]) else ""
         raise UserError(
             f"{validation.table.given}: {shared:,} of the {len(validation):,} texts to validate on "
-            "are among those to train on; give other texts"
+            f"are among those to train on{before}; give other texts"
         )
     also = f", of which {shared:,} are trained on, too" if shared else ""
     return f"validating on {len(validation):,} texts of {validation.table.source}{also}"

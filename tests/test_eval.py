@@ -30,7 +30,7 @@ from runtime.checkpoint import read_training_settings
 from runtime.flags import UserError
 from runtime.processes import keep_freed_memory
 from runtime.splits import read_table
-from runtime.tables import label_rows
+from runtime.tables import label_rows, read_hashes
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,19 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     assert set(test.labels) == {1}
 
 
+def test_texts_that_were_seen_are_counted_among_those_that_are_tested(trained, corpus, tmp_path):
+    """Once each, though training and validation may share some. Red: `sample` after the count;
+    the sum of the two counts in the error."""
+    path = write_csv(tmp_path / "x.csv", [*make_rows(150, seed=1)[:20], *make_rows(60, seed=3)])
+    about = evaluation.choose_test(EvalConfig(ckpt=str(trained), dataset=str(path)), {})
+    about |= {"text_column": "text", "label_column": "label", "max_test_samples": 40}
+    known = read_hashes(trained)
+    known["validation"] = np.concatenate([known["validation"], known["training"]])
+    test, seen = evaluation.load_test(about, known, ["negative", "positive"], False)
+    assert len(test) == 40
+    assert 0 < seen["training"] < seen["validation"] < 20
+
+
 def test_a_model_that_does_not_hold_what_it_was_trained_on_is_said_to(trained, tmp_path, capsys):
     """Nobody can then look for the test texts in it. Red: describe_seen without its first case."""
     best = shutil.copytree(trained, tmp_path / "best")
@@ -300,7 +313,7 @@ def test_training_texts_are_recognised_after_the_file_has_changed_and_from_anywh
     write_csv(texts, make_rows(60, seed=2))
     copy = write_csv(tmp_path / "copy.csv", make_rows(60, seed=1)[:30] + make_rows(10, seed=3))
     monkeypatch.chdir(tmp_path / "data")
-    with pytest.raises(UserError, match="30 of its 40 texts are among those that the model was"):
+    with pytest.raises(UserError, match="30 of the 40 texts are among those that the model was"):
         evaluation.main([f"--ckpt={output / 'best'}", f"--dataset={copy}"])
 
 

@@ -19,9 +19,11 @@ import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import make_rows, write_csv
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Features, Value
 from forked import Forked
 
 import eval as evaluation
@@ -124,10 +126,12 @@ def csv_of(*rows: str) -> str:
     return "\n".join(["text,label", *rows]) + "\n"
 
 
-def parquet(labels: list[int]) -> bytes:
-    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
+def parquet(labels: list[int], names=("no", "yes")) -> bytes:
+    """As the datasets library writes it."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(names))})
     columns = {"text": [f"w{index}" for index in range(len(labels))], "label": labels}
-    Dataset.from_dict(columns, features=features).to_parquet(file := io.BytesIO())
+    table = pa.table(columns).replace_schema_metadata(features.arrow_schema.metadata)
+    pq.write_table(table, file := io.BytesIO())
     return file.getvalue()
 
 
@@ -518,6 +522,56 @@ DATA = [
         f"1 of 4 rows without a label (row 4){INVALID}",
     ),
     dataset(
+        "class label beyond its names",
+        "x.parquet",
+        parquet([0, 1, 0, 2]),
+        "column 'label' holds class 2, but names 2; correct the data",
+    ),
+    one(
+        "class labels beside codes",
+        "--dataset=<tmp>/d",
+        "--dataset <tmp>/d: label '0' is none of the classes; give one of no, yes",
+        {"d/a.parquet": parquet([0, 1] * 9), "d/b.csv": csv_of("w1,0", "w2,1")},
+    ),
+    one(
+        "the same file twice",
+        "--dataset=<tmp>/d",
+        "--dataset <tmp>/d: has train.csv and train.parquet; keep one, or, if they hold different "
+        "rows, give them different names",
+        {"d/train.csv": csv_of(*GOOD), "d/train.parquet": parquet([0, 1])},
+    ),
+    one(
+        "a folder of save_to_disk that is broken",
+        "--dataset=<tmp>/d",
+        "--dataset <tmp>/d: ...; save it anew with save_to_disk",
+        {"d/state.json": "{bad", "d/dataset_info.json": "{}"},
+    ),
+    one(
+        "validation texts in a folder of save_to_disk that is broken",
+        "--validation_dataset=<tmp>/d",
+        "--validation_dataset <tmp>/d: ...; save it anew with save_to_disk",
+        {"d/state.json": "{bad", "d/dataset_info.json": "{}"},
+    ),
+    dataset(
+        "label NaN of JSON",
+        "x.jsonl",
+        jsonl(*PAIRS, {"text": "w1", "label": float("nan")}),
+        f"1 of 31 rows without a label (row 31){INVALID}",
+    ),
+    broken(
+        "tabs, and quotes around what may be rows",
+        "x.tsv",
+        'text\tlabel\nw1\tno\n"w2\tno\nw3"\tyes\n',
+        "row 2: quotes enclose 2 lines that may be rows; leave the quotes out, or, if it is one "
+        "row, separate the columns by commas",
+    ),
+    broken(
+        "semicolons, and text behind a quote",
+        "x.csv",
+        'text;label\n"w1" w2;no\n',
+        "row 1: text follows a closing quote; write a quote inside a text twice; correct the file",
+    ),
+    dataset(
         "one class",
         "x.csv",
         csv_of("w1,no", "w2,no"),
@@ -544,6 +598,13 @@ DATA = [
         "x.jsonl",
         jsonl(*PAIRS, {"text": None, "label": "no"}),
         f"1 of 31 rows without a text (row 31){INVALID}",
+    ),
+    dataset(
+        "one class left",
+        "x.csv",
+        csv_of(*["w1,no", "w2,no"] * 5, ",yes"),
+        "--label_column label: only class 'no'; give two or more",
+        "--drop_invalid",
     ),
     dataset(
         "nothing left",
@@ -579,7 +640,7 @@ DATA = [
     one(
         "a class of the validation texts alone",
         "--validation_dataset=<tmp>/v.csv",
-        "--validation_dataset <tmp>/v.csv: label 'maybe' is unknown to the model; "
+        "--validation_dataset <tmp>/v.csv: label 'maybe' is none of the classes; "
         "give one of negative, positive",
         {"v.csv": csv_of("w1,positive", "w2,maybe")},
     ),
@@ -769,7 +830,7 @@ OUTPUT = [
 REVIEWS = "text,stars\nw1 w2,1\nw3,2\n"
 NO_CHECKPOINT = "; give the best/ folder that train.py wrote"
 TRAINED_ON = (
-    ": 150 of its 150 texts are among those that the model was trained or validated on; "
+    ": 150 of the 150 texts are among those that the model was trained or validated on; "
     "give --dataset TEST_FILE, or another split"
 )
 
@@ -855,7 +916,7 @@ EVAL = [
     one(
         "label unknown",
         "--dataset=<tmp>/x.csv",
-        "--dataset <tmp>/x.csv: label 'maybe' is unknown to the model; "
+        "--dataset <tmp>/x.csv: label 'maybe' is none of the classes; "
         "give one of negative, positive",
         {"x.csv": csv_of("w1,positive", "w2,maybe")},
     ),
@@ -981,6 +1042,28 @@ EVAL = [
         ["--text=w1"],
         "--text: the model reads pairs of texts (title,text); give --input FILE",
         {"best/manifest.json": None, "best/training_config.json": edited(text_column="title,text")},
+    ),
+    one(
+        "input with two columns of a name",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.jsonl"],
+        "<tmp>/in.csv: has 2 columns 'n'; rename them",
+        {"in.csv": "n,text,n\n1,w1,2\n"},
+    ),
+    one(
+        "input with two columns of texts",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
+        "<tmp>/in.csv: has 2 columns 'text'; rename them",
+        {"in.csv": "text,text\nw1,w2\n"},
+    ),
+    one(
+        "pair to be cut in the middle",
+        ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv", "--text_column=n,text"],
+        "--truncation head_tail: cuts one text, not a pair; give head or tail",
+        {
+            "in.csv": "n,text\nw1,w2\n",
+            "best/manifest.json": None,
+            "best/training_config.json": edited(truncation="head_tail"),
+        },
     ),
     one(
         "input with predictions",
