@@ -65,7 +65,7 @@ class Classifier:
         return self.trained.get("text_column", "text")
 
     def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
-        """(texts, classes) of some thousand texts, or pairs of them."""
+        """(texts, classes) of about a thousand texts, or pairs of them."""
         truncation = self.trained.get("truncation", "head")
         ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
         batches = eval_batches(

@@ -41,8 +41,8 @@ def write_predictions(config, classifier) -> None:
     """The file of --input with more columns: `predicted_label`, its `probability`, and
     `p_<class>` for each class; empty for an empty text.
 
-    The file is read twice, first to find its mistakes before the work begins. Only some thousands
-    of its rows are in memory at a time.
+    The file is read twice, first to find its mistakes before the work begins. Only a
+    thousand of its rows are in memory at a time.
     """
     table = read_table(config.input, "train", flag="--input")  # "train": a file has one split
     texts_in = find_text_columns(table, config.text_column or classifier.text_column)

@@ -156,7 +156,7 @@ class LabelledTexts:
         )
 
     def chunks(self) -> Iterator[list[tuple[str, ...]]]:
-        """The texts, some thousands at a time: tuples of one text, or of two.
+        """The texts, a thousand at a time: tuples of one text, or of two.
 
         Raises `UserError` if they are no longer those that were labelled.
         """
