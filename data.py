@@ -8,7 +8,6 @@ import hashlib
 import itertools
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +18,18 @@ from transformers import DataCollatorWithPadding
 
 from runtime.cache import cached_rows
 from runtime.flags import UserError
+from runtime.hub import fetch_files
+from runtime.seen import FILES, SETTINGS, Seen, read_seen
 from runtime.splits import read_training, read_validation, unused_files
 from runtime.tables import (
     LabelledTexts,
     column,
     count_classes,
     count_different,
+    describe_absent,
     describe_draw,
     describe_overlap,
     label_rows,
-    read_hashes,
     require_every_class,
 )
 
@@ -42,7 +43,7 @@ class Splits:
     train: Dataset
     validation: Dataset
     names: list[str]  # of the classes
-    hashes: dict[str, np.ndarray]  # of the texts of both and of --model's, which best/ keeps
+    seen: Seen  # by the model that comes of it, for best/
     notes: list[str]  # lines for the user: what was read, drawn and left out
 
 
@@ -52,12 +53,8 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
-    start = read_hashes(Path(config.model))  # what --model has seen, the new model has seen, too
-    hashes = {
-        "training": np.concatenate([start["training"], train.hashes]),
-        "validation": np.concatenate([start["validation"], validation.hashes]),
-    }
-    return Splits(*ids, train.names, hashes, notes)
+    seen = what_model_has_seen(config).and_then(train, validation)
+    return Splits(*ids, train.names, seen, notes)
 
 
 def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
@@ -65,39 +62,42 @@ def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
     columns = config.text_column, config.label_column
     texts = label_rows(read_training(config), *columns, drop_invalid=config.drop_invalid)
     notes = [*texts.notes, count_classes(texts)]
-    start = read_hashes(Path(config.model))
+    start = what_model_has_seen(config)
+    if start.text_column and (why := start.why_unknown(texts.text_columns)):
+        notes += [f"whether --model {config.model} has seen these texts is not known: {why}"]
     table = read_validation(config)
     if table is None:
         train, validation = split_validation(texts, start, config)
-        notes += describe_draw(texts, validation, start, config.validation_seed)
+        notes += describe_draw(texts, validation, start.validation, config.validation_seed)
     else:
         train = texts
         validation = label_rows(table, *columns, texts.names, config.drop_invalid)
-        notes += [*validation.notes, describe_overlap(train, validation, start)]
+        notes += [*validation.notes, describe_overlap(train, validation, start.training)]
     notes += unused_files(config.dataset, train.table, validation.table)
     sides = []
     for name, side in ("train", train), ("validation", validation):
         limit = getattr(config, f"max_{name}_samples")
         sides.append(sample(side, limit, config.validation_seed))
-        require_every_class(side, sides[-1], name, f"--max_{name}_samples {limit}")
+        notes += describe_absent(side, sides[-1], f"by --max_{name}_samples {limit}")
     return *sides, notes
 
 
+def what_model_has_seen(config) -> Seen:
+    return read_seen(fetch_files(config.model, config.revision, SETTINGS, *FILES))
+
+
 def split_validation(
-    texts: LabelledTexts, start: dict[str, np.ndarray], config
+    texts: LabelledTexts, start: Seen, config
 ) -> tuple[LabelledTexts, LabelledTexts]:
     """(Training texts, validation texts); of IMDb by default 17,500 and 7,500.
 
     Each class gives its share, at least one text and never all; a class of a single text is trained
     on. Of texts that --model has seen none changes sides: this month's model must not be validated
     on what last month's, from which it starts, has learnt.
-
-    Args:
-        start: hashes of the texts that --model was trained and validated on, if it has them.
     """
     share = 0.3 if config.validation_size is None else config.validation_size
-    learnt = np.isin(texts.hashes, start["training"])
-    validate = np.isin(texts.hashes, start["validation"]) & ~learnt
+    learnt = np.isin(texts.hashes, start.training)
+    validate = np.isin(texts.hashes, start.validation) & ~learnt
     (rows,) = np.nonzero(~learnt & ~validate)
     new = texts.select(rows)
     count = np.bincount(new.labels, minlength=len(new.names))

@@ -41,8 +41,9 @@ from runtime.environment import describe_environment
 from runtime.folders import sha256_of
 from runtime.hub import full_path, read_class_names
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
+from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import LabelledTexts, label_rows, read_hashes
+from runtime.tables import LabelledTexts, label_rows
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -120,7 +121,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     # Now, because the files of the project may be edited during the predictions.
     environment = describe_environment(accelerator)
     settings = choose_test(config, classifier.trained)
-    known = read_hashes(classifier.folder)
+    known = read_seen(classifier.folder)
     test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
     weights = classifier.folder / "model.safetensors"
     texts = hashlib.sha256(test.hashes.tobytes() + test.labels.tobytes()).hexdigest()
@@ -142,7 +143,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
             "training_environment": classifier.trained.get("environment"),
         }
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        for line in (*test.notes, describe_seen(known, seen, classifier.folder)):
+        for line in (*test.notes, describe_seen(known, seen, test, classifier.folder)):
             print(line)
         show(report)
         print(f"written to {path}")
@@ -175,13 +176,10 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
 
 
 def load_test(
-    settings: dict, known: dict[str, np.ndarray], names: list[str], drop_invalid: bool
+    settings: dict, known: Seen, names: list[str], drop_invalid: bool
 ) -> tuple[LabelledTexts, dict[str, int]]:
-    """The labelled test split (sampled), and how many of its texts are in each of `known`.
-
-    Args:
-        settings: from `choose_test`.
-        known: hashes of the texts that the model was trained and validated on, if it has them.
+    """The labelled test split (sampled), by the settings of `choose_test`; and how many of its
+    texts the model is known to have been trained and validated on.
 
     Raises `UserError` if half of its texts or more are among those.
     """
@@ -197,23 +195,21 @@ def load_test(
     texts = label_rows(table, *columns, names, drop_invalid, no_labels)
     texts = sample(texts, settings["max_test_samples"], seed=0)
     # Texts are compared, not paths: a file may have been copied. A few are usual (52 of IMDb's).
-    found = {name: np.isin(texts.hashes, hashes) for name, hashes in known.items()}
-    either = np.any([*found.values()], axis=0).sum()
+    trained = np.isin(texts.hashes, known.training)
+    validated = np.isin(texts.hashes, known.validation)
+    either = (trained | validated).sum()
     if either >= len(texts) / 2:
         raise UserError(
             f"--dataset {settings['dataset']} --test_split {settings['test_split']}: {either:,} of "
             f"the {len(texts):,} texts are among those that the model was trained or validated on; "
             "give --dataset TEST_FILE, or another split"
         )
-    return texts, {name: int(which.sum()) for name, which in found.items()}
+    return texts, {"training": int(trained.sum()), "validation": int(validated.sum())}
 
 
-def describe_seen(known: dict[str, np.ndarray], seen: dict[str, int], folder: Path) -> str:
-    if not any(map(len, known.values())):
-        return (
-            f"{folder} does not hold what the model was trained on: whether these texts are among "
-            "that is not known"
-        )
+def describe_seen(known: Seen, seen: dict[str, int], test: LabelledTexts, folder: Path) -> str:
+    if why := known.why_unknown(test.text_columns):
+        return f"whether {folder} was trained on these texts is not known: {why}"
     words = "{training:,} of these texts are among those trained on, {validation:,} validated on"
     return words.format(**seen)
 

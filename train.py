@@ -40,6 +40,7 @@ from runtime.folders import lock_folder, remove_copies
 from runtime.hub import full_path
 from runtime.monitor import Monitor, describe_end, describe_start
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
+from runtime.seen import Seen
 from runtime.tables import column, fingerprint
 
 
@@ -58,7 +59,7 @@ class Run:
     train_set: datasets.Dataset
     validation_set: datasets.Dataset
     validation_sample: datasets.Dataset  # the part of it that is evaluated every --eval_steps
-    text_hashes: dict[str, np.ndarray]  # of the texts of both, for best/
+    seen: Seen  # hashes of the texts of both, and of what --model had seen, for best/
     notes: list[str]  # what is said of the data before the first step
     plan: BatchPlan  # which rows of train_set are the batch of a step
     total_steps: int
@@ -224,6 +225,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         )
     settings |= {
         "data": fingerprint(splits.train, splits.validation),
+        "classes": splits.names,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     require_same(
@@ -254,7 +256,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         train_set=splits.train,
         validation_set=splits.validation,
         validation_sample=sample(splits.validation, config.eval_samples, config.validation_seed),
-        text_hashes=splits.hashes,
+        seen=splits.seen,
         notes=splits.notes,
         plan=plan,
         total_steps=total_steps,

@@ -23,11 +23,11 @@ from runtime.formats import (
     write_chunks,
 )
 from runtime.splits import read_table
-from runtime.tables import find_text_columns, text_cells, text_tuples
+from runtime.tables import find_text_columns, split_columns, text_cells, text_tuples
 
 
 def print_predictions(texts: tuple[str, ...], classifier) -> None:
-    if "," in classifier.text_column:
+    if len(split_columns(classifier.text_column)) == 2:
         raise UserError(
             f"--text: the model reads pairs of texts ({classifier.text_column}); give --input FILE"
         )
@@ -53,7 +53,7 @@ def write_predictions(config, classifier) -> None:
         raise UserError(f"--input {source}: has a column {min(taken)} already; rename it")
     named = texts_in if format_of(output) in DELIMITERS else columns
     require_single(source, columns, named)  # which only CSV can hold otherwise
-    rows = sum(map(len, read_chunks(source)))
+    rows = sum(len(read_texts(chunk, texts_in, config.input)) for chunk in read_chunks(source))
     if not rows:
         raise UserError(f"--input {source}: holds no rows; give a file that does")
     main = classifier.accelerator.is_main_process

@@ -4,6 +4,7 @@ In: a key, and what computes the rows. Out: the rows, mapped from the disk.
 Independent of: what the rows are.
 """
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
@@ -23,27 +24,31 @@ def cached_rows(kind: str, key: str, compute: Callable[[], Iterable[pa.Table]]) 
     Raises `UserError` for a cache that cannot be written.
     """
     path = Path(datasets_config.HF_DATASETS_CACHE, kind, f"{key}.arrow")
-    if not path.exists():
-        new = path.with_suffix(f".{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.touch()
-        except OSError as error:
-            raise UserError(
-                f"{path.parent}: {error.strerror}, so token ids cannot be cached there; set "
-                "HF_HOME to a folder that can be written, or check this one"
-            ) from None
-        try:
-            write_tables(new, compute())
-            new.replace(path)
-        finally:
-            new.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, pa.ArrowException):  # not there, or damaged: computed anew
+        return Dataset.from_file(str(path))
+    new = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.touch()
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: {error.strerror}, so token ids cannot be cached there; set "
+            "HF_HOME to a folder that can be written, or check this one"
+        ) from None
+    try:
+        write_tables(new, compute())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
     return Dataset.from_file(str(path))
 
 
 def write_tables(path: Path, tables: Iterable[pa.Table]) -> None:
     tables = iter(tables)
     first = next(tables)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
-        for table in itertools.chain([first], tables):
-            writer.write_table(table)
+    with path.open("wb") as file:
+        with pa.ipc.new_stream(file, first.schema) as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())  # or a power failure may leave the name, and zeros for the rows

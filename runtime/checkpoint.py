@@ -27,7 +27,7 @@ from runtime.folders import (
     write_folder,
 )
 from runtime.processes import on_main
-from runtime.tables import write_hashes
+from runtime.seen import SETTINGS, Seen, write_seen
 
 
 @dataclasses.dataclass
@@ -97,19 +97,16 @@ def save_best(run, scores: dict) -> None:
         "precision": run.accelerator.mixed_precision,
         "device": run.accelerator.device.type,
     }
-    files = {
-        "training_config.json": flags | {"environment": run.environment},
-        "validation.json": validation,
-    }
+    files = {SETTINGS: flags | {"environment": run.environment}, "validation.json": validation}
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
-        fill = partial(fill_best, weights, model, run.tokenizer, run.text_hashes, files)
+        fill = partial(fill_best, weights, model, run.tokenizer, run.seen, files)
         on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
 
 
 def fill_best(
-    weights: dict, model, tokenizer, hashes, files: dict[str, dict], folder: Path
+    weights: dict, model, tokenizer, seen: Seen, files: dict[str, dict], folder: Path
 ) -> None:
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
@@ -117,10 +114,10 @@ def fill_best(
     # transformers 5.23 saves the side only if it had read one: a pipeline would cut the other.
     tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side
     tokenizer.save_pretrained(folder)
-    write_hashes(folder, hashes)
+    write_seen(folder, seen)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    card = model_card(**files["training_config.json"], **files["validation.json"])
+    card = model_card(**files[SETTINGS], **files["validation.json"])
     (folder / CARD).write_text(card, encoding="utf-8")
 
 
@@ -352,7 +349,7 @@ def read_training_settings(folder: Path) -> dict:
             verify_folder(folder)
         except Damaged as error:
             raise UserError(f"--ckpt {error}; restore it or train anew") from None
-    settings = folder / "training_config.json"
+    settings = folder / SETTINGS
     try:
         return dict(json.loads(settings.read_text(encoding="utf-8"))) if settings.exists() else {}
     except (OSError, ValueError, TypeError) as error:

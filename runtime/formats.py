@@ -66,13 +66,26 @@ def read_columns(path: Path) -> list[str]:
             return schema.names
 
 
-def read_features(path: Path) -> dict:
-    """What the datasets library, if it wrote the file, says of each column."""
+def read_classes(path: Path) -> dict[str, list[str]]:
+    """The names of the classes in each column of class numbers, if the datasets library wrote the
+    file, which keeps them in its metadata."""
     if format_of(path) not in ARROW:
         return {}
     with explained(path), open_arrow(path) as (schema, _):
         about = json.loads((schema.metadata or {}).get(b"huggingface", "{}"))
-    return about.get("info", {}).get("features") or {}
+    features = about.get("info", {}).get("features") or {}
+    return {
+        field.name: strip_all(features[field.name]["names"])
+        for field in schema
+        # Not of integers if another program has changed the column since, and kept the metadata.
+        if pa.types.is_integer(field.type)
+        and isinstance(features.get(field.name), dict)
+        and features[field.name].get("_type") == "ClassLabel"
+    }
+
+
+def strip_all(names: list[str]) -> list[str]:
+    return [name.strip() for name in names]
 
 
 def read_chunks(path: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -151,14 +164,26 @@ def open_bytes(path: Path):
 
 @contextlib.contextmanager
 def open_csv(path: Path):
-    """(Rows below the header, as lists of strings; the header.) Blank lines are no rows."""
+    """(Rows below the header, as lists of strings; the header.) Of several columns, blank lines are
+    no rows."""
     with open_text(path) as file:
         lines = csv.reader(file, delimiter=find_delimiter(path), strict=True)
-        rows = (row for row in lines if row)
-        header = next(rows, None)
+        header = next(filter(None, lines), None)
         if header is None:
             raise ValueError("is empty")
-        yield rows, header
+        yield (count_blank_lines(lines) if len(header) == 1 else filter(None, lines)), header
+
+
+def count_blank_lines(lines: Iterator[list[str]]) -> Iterator[list[str]]:
+    """The rows of a file with one column, where a blank line is an empty cell, but at the end."""
+    blank = 0
+    for row in lines:
+        if not row:
+            blank += 1
+            continue
+        yield from [[""]] * blank
+        yield row
+        blank = 0
 
 
 def find_delimiter(path: Path) -> str:
@@ -230,7 +255,7 @@ def require_one_row(row: list[str], given: str) -> None:
     if len(lines) > 1 and {line.count("\t") for line in lines} == {len(row) - 1}:
         raise UserError(
             f"{given}: quotes enclose {len(lines)} lines that may be rows; leave the quotes out, "
-            "or, if it is one row, separate the columns by commas"
+            "or, if it is one row, save the file as .csv, with commas"
         )
 
 
@@ -259,7 +284,8 @@ def read_objects(path: Path) -> Iterator[dict]:
                 yield require_object(value, path, number)
                 number += 1
         except json.JSONDecodeError as error:
-            raise ValueError(f"row {number}: {error}") from None
+            layout = "; give one object per line, or an array of them" * (number == 1)
+            raise ValueError(f"row {number}: {error}{layout}") from None
 
 
 def require_object(value, path: Path, number: int) -> dict:
@@ -398,6 +424,8 @@ def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
         cells = map(from_json, column.cast(pa.string()).to_pylist())
     elif pa.types.is_floating(kind):  # Arrow would write 1.0 as 1
         cells = (None if v is None or v != v else repr(v) for v in column.to_pylist())
+    elif isinstance(kind, pa.BaseExtensionType) or pa.types.is_duration(kind):
+        cells = (None if v is None else str(v) for v in column.to_pylist())
     elif is_compound(kind) or pa.types.is_interval(kind):
         cells = (None if v is None else json.dumps(v, default=str) for v in column.to_pylist())
     else:

@@ -4,13 +4,14 @@ In: what a user wrote after --dataset, --model or --ckpt. Out: a path, or None f
 Hub; what `from_pretrained` loads. Independent of: what is loaded and for what.
 """
 
+import contextlib
 import os
 import pickle
 import textwrap
 from functools import lru_cache
 from pathlib import Path
 
-from huggingface_hub import constants, get_session, is_offline_mode
+from huggingface_hub import constants, get_session, is_offline_mode, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.file_download import repo_folder_name
 from safetensors import SafetensorError
@@ -83,6 +84,17 @@ def hub_remedy(*choices: str) -> str:
         return f"set HF_HOME to a folder that can be written, which {folder.parent} is not"
     hint = " (or unset HF_HUB_OFFLINE to download it)" * is_offline_mode()
     return ", ".join([f"check the name{hint}", *choices])
+
+
+@lru_cache  # once for the texts and once for their hashes
+def fetch_files(name: str, revision: str | None, *patterns: str) -> Path | None:
+    """The folder with those files of a model, downloaded if it is on the Hub; None if it cannot be
+    reached. Some or all of the files may not be there."""
+    path = locate(name, "--model", revision)
+    if path:
+        return path
+    with contextlib.suppress(OSError, ValueError):  # what snapshot_download documents
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
 
 
 def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--model", **options):

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
+from runtime.tables import split_columns
 
 
 class Monitor:
@@ -227,7 +228,7 @@ def describe_end(run) -> str:
     words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
     data = run.config.dataset
     if Path(data).is_file():  # which has no split for testing
-        pairs = "," in run.config.text_column  # which --text has no way to say
+        pairs = len(split_columns(run.config.text_column)) == 2  # --text cannot say them
         of_file = ["--input", data, "--output", "predictions.csv"]
         words += of_file if pairs else ["--text", "A text to classify."]
     return (

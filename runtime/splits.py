@@ -5,8 +5,10 @@ Independent of: what the columns mean, tokenizers, models.
 """
 
 import contextlib
+import os
 import re
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import is_offline_mode
 
 from runtime.flags import DISK_ERRORS, UserError
-from runtime.formats import FORMATS, explained, find_delimiter, format_of, stem_of
+from runtime.folders import MANIFEST
+from runtime.formats import DELIMITERS, FORMATS, explained, find_delimiter, format_of, stem_of
 from runtime.hub import hub_remedy, locate, require_downloaded
 from runtime.tables import Table
 
@@ -51,60 +54,86 @@ def read_table(
     given = f"{flag} {name}"
     path = locate(name, flag, revision)
     if path is None:
-        return Table(given, (read_from_hub(name, split, config_name, revision, given, choices),))
+        return Table(given, read_from_hub(name, split, config_name, revision, given, choices))
     if config_name:
         raise UserError(f"{given}: a local path has no configuration {config_name}; give none")
     if is_saved(path):
         return Table(given, read_saved(path, split, given))
-    if set("[+") & set(split):
-        raise UserError(f"{given}: a local path has no split {split}; give a plain name for it")
+    require_plain(split, given)
     if path.is_file():
         if not format_of(path):
             kinds = ", ".join(FORMATS)
             raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
-        return Table(given, (path,), tell_delimiter(path))
+        return Table(given, {path.name: path}, tell_delimiter(path))
     return read_folder(path, split, given, choices)
 
 
+def require_plain(split: str, given: str) -> None:
+    if set("[+") & set(split):
+        raise UserError(f"{given}: has no split {split}; give a plain name for it")
+
+
 def tell_delimiter(path: Path) -> tuple[str, ...]:
+    """A line that says it, if it is not the one that the name says."""
+    if format_of(path) not in DELIMITERS:
+        return ()
     with explained(path):
-        found = find_delimiter(path) if format_of(path) == ".csv" else ","
-    names = {";": "semicolons", "\t": "tabs"}
-    return (f"{path}: its columns are separated by {names[found]}",) if found in names else ()
+        found = find_delimiter(path)
+    words = {",": "commas", ";": "semicolons", "\t": "tabs"}[found]
+    usual = found == DELIMITERS[format_of(path)][0]
+    return () if usual else (f"{path}: its columns are separated by {words}",)
 
 
 # ---------------------------------------------------------------- a folder
 
 
 def data_files(folder: Path) -> list[Path]:
-    """Those of a format that we read, at any depth, but for hidden ones."""
-    return [
+    """Those of a format that we read, at any depth, also behind links; but no hidden ones, nothing
+    that a run of ours wrote, and no .json beside other data that does not name its split: most of
+    these hold settings."""
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if MANIFEST in names or os.path.realpath(here) in seen:  # a link may lead back
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        visible = (Path(here, name) for name in names if not name.startswith("."))
+        found += [path for path in visible if format_of(path) and path.name not in OF_LIBRARY]
+    others = any(format_of(path) != ".json" for path in found)
+    return sorted(
         path
-        for path in sorted(folder.rglob("*"))
-        if format_of(path)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
+        for path in found
+        if format_of(path) != ".json" or not others or split_names(Path(path.name), set(SPLITS))
+    )
+
+
+OF_LIBRARY = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 def read_folder(folder: Path, split: str, given: str, choices: str) -> Table:
     files = files_of(folder, split)
     if not files:
-        there = ", ".join(str(file.relative_to(folder)) for file in data_files(folder)[:9])
+        there = ", ".join(name_in(folder, data_files(folder)[:9]))
         reason = f"no file for the split {split} among {there}" if there else NO_FILES
         raise UserError(f"{given}: {reason}; check its files, {choices}")
     require_single_copies(files, given)
-    names = ", ".join(str(file.relative_to(folder)) for file in files)
-    notes = [f"{given}: {split} is {len(files)} files, {names}"] if len(files) > 1 else []
-    return Table(given, files, (*notes, *(line for file in files for line in tell_delimiter(file))))
+    parts = dict(zip(name_in(folder, files), files, strict=True))
+    notes = [f"{given}: {split} is {len(files)} files, {', '.join(parts)}"] * (len(files) > 1)
+    notes += [line for file in files for line in tell_delimiter(file)]
+    return Table(given, parts, tuple(notes))
 
 
 NO_FILES = f"holds no {', '.join(FORMATS)} file"
 
 
+def name_in(folder: Path, files: Iterable[Path]) -> list[str]:
+    return [str(file.relative_to(folder)) for file in files]
+
+
 def files_of(folder: Path, split: str) -> tuple[Path, ...]:
-    """The files whose name is, begins or ends with that of the split; or whose folder is called so,
-    if their own name says no split. Where no name says any, all files are "train"."""
+    """The files that belong to the split by `split_names`. Where no name says any, all files are
+    "train"."""
     named = name_splits(folder, {split, *SPLITS})
     if split == "train" and not any(named.values()):
         return tuple(named)
@@ -130,16 +159,23 @@ def name_splits(folder: Path, known: set[str]) -> dict[Path, set[str]]:
 
 
 def split_names(path: Path, known: set[str]) -> set[str]:
-    """Which of the known splits the file's name says, or else that of the nearest folder."""
-    for part in (stem_of(path), *reversed(path.parts[:-1])):
+    """Which of the known splits the path says: the file's name if it is, begins or ends with one;
+    else so the name of the nearest folder; else the file's name with one in its middle."""
+    stem, *folders = stem_of(path), *reversed(path.parts[:-1])
+    for part, pattern in (*((part, EDGE) for part in (stem, *folders)), (stem, ANYWHERE)):
         found = {
             name
-            for name in known
-            if re.search(rf"^{re.escape(name)}([^a-z]|$)|[^a-z]{re.escape(name)}$", part, re.I)
+            for name in (*known, *WORDS)
+            if re.search(pattern.format(re.escape(name)), part, re.I)
         }
-        if found:
-            return found
+        if found:  # validation_matched is not validation, if it is known
+            return {name for name in found if not any(name in other for other in found - {name})}
     return set()
+
+
+EDGE = "^{0}([^a-z]|$)|[^a-z]{0}$"
+ANYWHERE = "[^a-z]{0}[^a-z]"
+WORDS = ("training", "testing", "eval", "evaluation")  # of files that are not to be trained on
 
 
 def unused_files(name: str, *tables: Table) -> list[str]:
@@ -147,8 +183,8 @@ def unused_files(name: str, *tables: Table) -> list[str]:
     folder = Path(name)
     if not folder.is_dir() or is_saved(folder):
         return []
-    used = {part for table in tables for part in table.parts}
-    unused = [str(file.relative_to(folder)) for file in data_files(folder) if file not in used]
+    used = [part for table in tables for part in table.parts.values()]
+    unused = name_in(folder, (file for file in data_files(folder) if file not in used))
     return [f"not used here, of {name}: {', '.join(unused)}"] if unused else []
 
 
@@ -162,25 +198,33 @@ def load_saved(folder: Path, given: str) -> Dataset | DatasetDict:
         return load_from_disk(str(folder))
 
 
-def read_saved(folder: Path, split: str, given: str) -> tuple[Dataset, ...]:
+def read_saved(folder: Path, split: str, given: str) -> dict[str, Dataset]:
     """The rows of a split, or of a slice or sum of splits in the datasets library's notation."""
     saved = load_saved(folder, given)
     if isinstance(saved, Dataset):  # of one split, which like a file is the one asked for
-        return (saved,)
+        require_plain(split, given)
+        return {folder.name: saved}
     if split in saved:
-        return (saved[split],)
+        return {f"the split {split}": saved[split]}
     sizes = {name: len(rows) for name, rows in saved.items()}
     try:
         pieces = ReadInstruction.from_spec(split).to_absolute(sizes)
     except ValueError:
         raise UserError(f"{given}: has no split {split}; give one of {', '.join(saved)}") from None
-    return tuple(saved[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces)
+    return {
+        f"{piece.splitname}[{piece.from_}:{piece.to}]": saved[piece.splitname].select(
+            range(piece.from_, piece.to)
+        )
+        for piece in pieces
+    }
 
 
 # ---------------------------------------------------------------- the Hub
 
 
-def read_from_hub(name, split, config_name, revision, given: str, choices: str) -> Dataset:
+def read_from_hub(
+    name, split, config_name, revision, given: str, choices: str
+) -> dict[str, Dataset]:
     with library_explained(given, hub_remedy(choices)):
         builder = open_hub(name, config_name, revision)
         table = builder.as_dataset(split=split)
@@ -190,7 +234,7 @@ def read_from_hub(name, split, config_name, revision, given: str, choices: str) 
             f"{given}: rows hold more values than the header has names; "
             "put texts that hold commas in quotes"
         )
-    return table
+    return {f"the split {split}": table}
 
 
 @lru_cache  # once for training and validation
@@ -255,6 +299,11 @@ def read_validation(config) -> Table | None:
         split = split or find_validation(own, flag="--validation_dataset")
         split = split or ("train" if unnamed else "validation")  # see files_of
         return read_table(own, split, flag="--validation_dataset", choices="--validation_split")
+    if split and Path(config.dataset).is_file():
+        raise UserError(
+            f"--validation_split {split}: --dataset {config.dataset} is one file, which has no "
+            "other split; give --validation_dataset FILE"
+        )
     source = config.dataset_config_name, config.dataset_revision
     if not split and not config.validation_size:
         split = find_validation(config.dataset, *source)

@@ -10,17 +10,25 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from runtime.flags import UserError
-from runtime.formats import CHUNK, as_strings, is_compound, read_chunks, read_columns, read_features
+from runtime.formats import (
+    CHUNK,
+    as_strings,
+    is_compound,
+    read_chunks,
+    read_classes,
+    read_columns,
+    strip_all,
+)
 
 # ---------------------------------------------------------------- a table
 
@@ -31,36 +39,37 @@ class Table:
     gigabyte needs no more of it than a small one."""
 
     given: str  # what the user wrote, such as "--dataset reviews.csv", for errors
-    parts: tuple[Path | Dataset, ...]  # files, or rows that the datasets library has on the disk
+    # By a name for people: files, or rows that the datasets library has on the disk.
+    parts: dict[str, Path | Dataset]
     notes: tuple[str, ...] = ()  # lines for the user
 
     @property
     def source(self) -> str:
-        """The file, or the split, in words."""
-        if isinstance(self.parts[0], Path):
-            return ", ".join(part.name for part in self.parts)
-        split = self.parts[0].split
-        return f"the split {split}" if split else self.given
+        return ", ".join(self.parts)
 
     @cached_property
-    def layouts(self) -> list[dict[str, list[str] | None]]:
+    def layouts(self) -> dict[str, dict[str, list[str] | None]]:
         """`read_layout` of each part, once: all rows of a JSON file have to be read for it."""
-        return [read_layout(part) for part in self.parts]
+        return {name: read_layout(part) for name, part in self.parts.items()}
 
     @property
     def columns(self) -> list[str]:
         """Those of any part, in the order of the first."""
-        return list(dict.fromkeys(itertools.chain.from_iterable(self.layouts)))
+        return list(dict.fromkeys(itertools.chain.from_iterable(self.layouts.values())))
+
+    def classes(self, column: str) -> list[str] | None:
+        """The names that the data set itself gives the classes in a column."""
+        declared = (layout.get(column) for layout in self.layouts.values())
+        return next(filter(None, declared), None)
 
     def chunks(self, columns: list[str]) -> Iterator[tuple[str, int, pa.Table]]:
         """(Words for the place, such as "row" or "a.csv row"; rows of the part before; a table of
         those columns, as text), in the order of the rows."""
-        for part, layout in zip(self.parts, self.layouts, strict=True):
+        for part, layout in self.layouts.items():
             require_columns(part, layout, columns)
-            name = part.name if isinstance(part, Path) else part.split
-            place = f"{name} row" if len(self.parts) > 1 else "row"
+            place = f"{part} row" if len(self.parts) > 1 else "row"
             done = 0
-            for chunk in read_part(part, columns):
+            for chunk in read_part(self.parts[part], columns):
                 texts = [
                     text_cells(chunk[name], f"{self.given}: column {name!r}", layout[name])
                     for name in columns
@@ -73,24 +82,18 @@ def read_layout(part: Path | Dataset) -> dict[str, list[str] | None]:
     """Its columns, each with the names of its classes if it is of type ClassLabel, which the
     datasets library also keeps in Parquet."""
     if isinstance(part, Path):
-        columns, features = read_columns(part), read_features(part)
-    else:
-        columns, features = part.column_names, part.features.to_dict()
-    return {name: class_names_of(features.get(name)) for name in columns}
+        return dict.fromkeys(read_columns(part)) | read_classes(part)
+    return {
+        name: strip_all(feature.names) if isinstance(feature, ClassLabel) else None
+        for name, feature in part.features.items()
+    }
 
 
-def class_names_of(feature) -> list[str] | None:
-    """Of one column's entry in what the datasets library calls features."""
-    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
-        return None
-    return [name.strip() for name in feature["names"]]
-
-
-def require_columns(part: Path | Dataset, layout: dict, columns: list[str]) -> None:
+def require_columns(part: str, layout: dict, columns: list[str]) -> None:
     if missing := set(columns) - set(layout):
         raise UserError(
-            f"{part}: no column {min(missing)!r}, which other files of the split have; give one of "
-            f"{', '.join(layout)}"
+            f"{part}: no column {min(missing)!r}, which other parts of the data have; give one of "
+            f"{list_names(layout)}"
         )
 
 
@@ -214,7 +217,7 @@ def label_rows(
     left_out = leave_out(found, table.given, drop_invalid)
     own = names is None
     if own:
-        names = table.layouts[0].get(label_column) or name_labels(found.written)
+        names = table.classes(label_column) or name_labels(found.written)
     numbers, notes = find_labels(found, names, table.given)
     (rows,) = np.nonzero(found.codes >= 0)
     if own:
@@ -232,7 +235,7 @@ def label_rows(
 
 
 def find_text_columns(table: Table, asked: str) -> tuple[str, ...]:
-    columns = (asked,) if asked in table.columns else tuple(asked.split(","))
+    columns = split_columns(asked)
     for name in columns:
         require_column(table, "--text_column", name)
     if len(columns) > 2 or len(set(columns)) < len(columns):
@@ -240,10 +243,22 @@ def find_text_columns(table: Table, asked: str) -> tuple[str, ...]:
     return columns
 
 
+def split_columns(asked: str) -> tuple[str, ...]:
+    """One column of texts, or two: a comma always stands between two."""
+    return tuple(name.strip() for name in asked.split(",")) if "," in asked else (asked,)
+
+
 def require_column(table: Table, flag: str, name: str, else_do: str = "") -> None:
     if name not in table.columns:
-        there = ", ".join(map(str, table.columns))
-        raise UserError(f"{flag} {name}: no such column; give one of {there}{else_do}")
+        raise UserError(
+            f"{flag} {name}: no such column in {table.source}; "
+            f"give one of {list_names(table.columns)}{else_do}"
+        )
+
+
+def list_names(names: Iterable[str]) -> str:
+    """In quotes where a reader would not see what they are."""
+    return ", ".join(name if name and name == name.strip() else repr(name) for name in names)
 
 
 @dataclasses.dataclass
@@ -370,7 +385,7 @@ def check_classes(names: list[str], rows: int, column: str) -> None:
     if len(names) > rows / 2:
         raise UserError(
             f"--label_column {column}: {len(names):,} different values in {rows:,} rows, such as "
-            f"{names[0]!r}; give a column of classes (regression is not supported)"
+            f"{names[0]!r}; give a column of classes, or more rows (regression is not supported)"
         )
 
 
@@ -407,62 +422,40 @@ def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, gi
 
 
 def describe_draw(
-    texts: LabelledTexts, validation: LabelledTexts, start: dict[str, np.ndarray], seed: int
+    texts: LabelledTexts, validation: LabelledTexts, before: np.ndarray, seed: int
 ) -> list[str]:
-    """Lines on validation texts that were drawn from others."""
-    before = int(np.isin(validation.hashes, start["validation"]).sum())
-    lines = [
+    """Lines on validation texts that were drawn from others. `before`: hashes of those that the
+    --model was validated on."""
+    kept = int(np.isin(validation.hashes, before).sum())
+    line = (
         f"validating on {len(validation):,} of the {len(texts):,} texts of {texts.table.source}, "
         f"drawn by their content (--validation_seed {seed})"
-        + f"; {before:,} of them because --model was validated on them"
-        * bool(before)
-    ]
-    without = np.setdiff1d(texts.labels, validation.labels)
-    if len(without):
-        names = ", ".join(texts.names[number] for number in without)
-        lines.append(
-            f"none of class {names} among them: trained on, because they are one text or --model "
-            "was trained on them"
-        )
-    return lines
+        + f"; {kept:,} of them because --model was validated on them"
+        * bool(kept)
+    )
+    why = "to validate on: all its texts are one, or --model was trained on them"
+    return [line, *describe_absent(texts, validation, why)]
 
 
-def describe_overlap(
-    train: LabelledTexts, validation: LabelledTexts, start: dict[str, np.ndarray]
-) -> str:
+def describe_absent(whole: LabelledTexts, part: LabelledTexts, why: str) -> list[str]:
+    """A line on the classes of `whole` that `part` has no text of."""
+    absent = np.setdiff1d(whole.labels, part.labels)
+    names = ", ".join(repr(whole.names[number]) for number in absent[:20])
+    return [f"no text of {names} {why}"] if len(absent) else []
+
+
+def describe_overlap(train: LabelledTexts, validation: LabelledTexts, before: np.ndarray) -> str:
     """A line on validation texts of their own. Raises `UserError` if half are trained on, now or
-    before by --model."""
-    learnt = np.concatenate([train.hashes, start["training"]])
-    shared = int(np.isin(validation.hashes, learnt).sum())
+    `before`: hashes of those that the --model was trained on."""
+    shared = int(np.isin(validation.hashes, np.union1d(train.hashes, before)).sum())
     if shared >= len(validation) / 2:
-        before = " now, or that --model was trained on" if len(start["training"]) else ""
+        earlier = " now, or that --model was trained on" if len(before) else ""
         raise UserError(
             f"{validation.table.given}: {shared:,} of the {len(validation):,} texts to validate on "
-            f"are among those to train on{before}; give other texts"
+            f"are among those to train on{earlier}; give other texts"
         )
     also = f", of which {shared:,} are trained on, too" if shared else ""
     return f"validating on {len(validation):,} texts of {validation.table.source}{also}"
-
-
-# ---------------------------------------------------------------- what a model was trained on
-
-
-def hash_files(folder: Path) -> dict[str, Path]:
-    return {name: folder / f"{name}_texts.npy" for name in ("training", "validation")}
-
-
-def write_hashes(folder: Path, hashes: dict[str, np.ndarray]) -> None:
-    """The hashes of the texts that a model was trained on, and of those that chose its step."""
-    for name, path in hash_files(folder).items():
-        np.save(path, np.unique(hashes[name]))
-
-
-def read_hashes(folder: Path) -> dict[str, np.ndarray]:
-    """What `write_hashes` wrote there; empty where it did not."""
-    return {
-        name: np.load(path, allow_pickle=False) if path.is_file() else np.array([], "<u8")
-        for name, path in hash_files(folder).items()
-    }
 
 
 # ---------------------------------------------------------------- token ids

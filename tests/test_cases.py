@@ -149,7 +149,9 @@ def test_codes_of_one_file_are_found_in_another_of_another_kind(tiny, tmp_path, 
 def test_a_split_without_labels_is_for_predictions(tiny, tmp_path, capsys):
     """Red: no_labels left out of load_test."""
     train_on("kaggle_folder/data", tiny, tmp_path, capsys)
-    with pytest.raises(UserError, match=r"label: no such column; .* or --input FILE --output FILE"):
+    with pytest.raises(
+        UserError, match=r"label: no such column in test.csv; .* or --input FILE --output FILE"
+    ):
         evaluation.main([f"--ckpt={tmp_path / 'best'}"])
 
 

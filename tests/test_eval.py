@@ -29,8 +29,9 @@ from runtime import folders
 from runtime.checkpoint import read_training_settings
 from runtime.flags import UserError
 from runtime.processes import keep_freed_memory
+from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import label_rows, read_hashes
+from runtime.tables import label_rows
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +275,7 @@ def test_labels_of_the_model_decide_not_their_order_in_the_data(trained, tmp_pat
     trained_on = read_training_settings(trained)
     config = EvalConfig(ckpt=str(trained), dataset=str(path))
     about = evaluation.choose_test(config, trained_on)
-    test, _ = evaluation.load_test(about, {}, ["negative", "positive"], False)
+    test, _ = evaluation.load_test(about, Seen([], []), ["negative", "positive"], False)
     assert set(test.labels) == {1}
 
 
@@ -284,9 +285,9 @@ def test_texts_that_were_seen_are_counted_among_those_that_are_tested(trained, c
     path = write_csv(tmp_path / "x.csv", [*make_rows(150, seed=1)[:20], *make_rows(60, seed=3)])
     about = evaluation.choose_test(EvalConfig(ckpt=str(trained), dataset=str(path)), {})
     about |= {"text_column": "text", "label_column": "label", "max_test_samples": 40}
-    known = read_hashes(trained)
-    known["validation"] = np.concatenate([known["validation"], known["training"]])
-    test, seen = evaluation.load_test(about, known, ["negative", "positive"], False)
+    known = read_seen(trained)
+    both = Seen(known.training, np.union1d(known.validation, known.training))
+    test, seen = evaluation.load_test(about, both, ["negative", "positive"], False)
     assert len(test) == 40
     assert 0 < seen["training"] < seen["validation"] < 20
 
@@ -298,13 +299,13 @@ def test_a_model_that_does_not_hold_what_it_was_trained_on_is_said_to(trained, t
         (best / name).unlink()
     texts = write_csv(tmp_path / "x.csv", make_rows(20, seed=3))
     evaluation.main([f"--ckpt={best}", f"--dataset={texts}", "--num_threads=1"])
-    assert "does not hold what the model was trained on" in capsys.readouterr().out
+    assert "is not known: it does not hold what it was trained on" in capsys.readouterr().out
 
 
 def test_training_texts_are_recognised_after_the_file_has_changed_and_from_anywhere(
     tiny, tmp_path, monkeypatch
 ):
-    """By hashes in best/. Red: write_hashes left out of fill_best; `text.strip()` left out of
+    """By hashes in best/. Red: write_seen left out of fill_best; `text.strip()` left out of
     nothing but the file: count by path."""
     texts = write_csv(tmp_path / "data" / "train.csv", make_rows(60, seed=1))
     output = tmp_path / "run"

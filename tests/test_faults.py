@@ -663,6 +663,18 @@ def test_changed_texts_are_refused_whatever_their_path_and_equal_ones_accepted(
     assert run(dataset=moved)[1] == 0
 
 
+def test_classes_of_other_names_are_refused(stopped_run, run, corpus, tmp_path):
+    """`best/` holds the old names. Red: "classes" left out of the settings."""
+    shutil.copytree(stopped_run, tmp_path / "run")
+    renamed = shutil.copytree(corpus, tmp_path / "renamed")
+    texts = (renamed / "train.csv").read_text()
+    (renamed / "train.csv").write_text(texts.replace(",negative", ",bad"))
+    with pytest.raises(
+        UserError, match=r"classes .'negative', 'positive'., not .'bad', 'positive'."
+    ):
+        run(dataset=renamed)
+
+
 def test_a_changed_setting_that_changes_no_result_is_accepted(stopped_run, run, whole, tmp_path):
     """Cadence, and the same batch in other parts. Red: changes_result=True for one of them."""
     folder = tmp_path / "run"

@@ -4,7 +4,8 @@ import csv
 import gzip
 import io
 import json
-from datetime import date
+import uuid
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -189,13 +190,16 @@ def test_typed_files_keep_their_types_and_are_text_when_asked(tmp_path, suffix):
 
 
 def test_bytes_and_intervals_can_be_written_as_csv(tmp_path):
-    """Red: `"binary" in str(kind)` left out of is_compound; intervals cast as other types are."""
+    """And others that Arrow cannot cast to text. Red: `"binary" in str(kind)` left out of
+    is_compound; intervals, durations or extension types cast as other types are."""
     nano = pa.scalar((1, 2, 3), pa.month_day_nano_interval())
     columns = {
         "large": pa.array([b"\xff", None], pa.large_binary()),
         "fixed": pa.array([b"\xff", None], pa.binary(1)),
         "view": pa.array([b"\xff", None], pa.binary_view()),
         "span": pa.array([nano, None]),
+        "id": pa.array([uuid.UUID(int=7).bytes, None], pa.uuid()),
+        "time": pa.array([timedelta(seconds=5), None]),
         "code": pa.array([1.0, None]).dictionary_encode(),
     }
     with pa.ipc.new_file(tmp_path / "x.arrow", pa.table(columns).schema) as writer:
@@ -203,9 +207,8 @@ def test_bytes_and_intervals_can_be_written_as_csv(tmp_path):
     copy(tmp_path / "x.arrow", tmp_path / "y.csv")
     first, second = read_strings(tmp_path / "y.csv")
     assert first[:3] == ["\"b'\\\\xff'\""] * 3
-    assert first[3] == "[1, 2, 3]"
-    assert first[4] == "1.0"
-    assert second == [""] * 5
+    assert first[3:] == ["[1, 2, 3]", str(uuid.UUID(int=7)), "0:00:05", "1.0"]
+    assert second == [""] * 7
 
 
 def test_tabs_become_commas_in_a_csv_file(tmp_path):

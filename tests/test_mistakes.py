@@ -31,6 +31,7 @@ import train
 from runtime import hub
 from runtime.flags import UserError
 from runtime.processes import run_command
+from runtime.seen import Seen
 from runtime.splits import read_table
 from runtime.tables import label_rows
 
@@ -337,7 +338,7 @@ DATA = [
         "part of a file",
         "x.csv",
         csv_of(*GOOD),
-        "a local path has no split train[:50%]; give a plain name for it",
+        "has no split train[:50%]; give a plain name for it",
         "--train_split=train[:50%]",
     ),
     dataset(
@@ -459,12 +460,12 @@ DATA = [
     one(
         "no text column",
         "--text_column=review",
-        "--text_column review: no such column; give one of text, label",
+        "--text_column review: no such column in train.csv; give one of text, label",
     ),
     one(
         "no label column",
         "--label_column=stars",
-        "--label_column stars: no such column; give one of text, label",
+        "--label_column stars: no such column in train.csv; give one of text, label",
     ),
     one(
         "one column for both",
@@ -481,7 +482,7 @@ DATA = [
         "x.csv",
         csv_of("w1,0.5", "w2,0.7"),
         "--label_column label: 2 different values in 2 rows, such as '0.5'; "
-        "give a column of classes (regression is not supported)",
+        "give a column of classes, or more rows (regression is not supported)",
     ),
     dataset(
         "labels that are lists",
@@ -563,7 +564,7 @@ DATA = [
         "x.tsv",
         'text\tlabel\nw1\tno\n"w2\tno\nw3"\tyes\n',
         "row 2: quotes enclose 2 lines that may be rows; leave the quotes out, or, if it is one "
-        "row, separate the columns by commas",
+        "row, save the file as .csv, with commas",
     ),
     broken(
         "semicolons, and text behind a quote",
@@ -621,9 +622,28 @@ DATA = [
         "equal texts stay on one side); give more texts, or another value",
     ),
     one(
-        "a part without a class",
-        "--max_train_samples=1",
-        f"--max_train_samples 1: the train {NONE_OF} ...; give more texts, or another value",
+        "another split of a file",
+        ["--dataset=<corpus>/train.csv", "--validation_split=validation"],
+        "--validation_split validation: --dataset <corpus>/train.csv is one file, which has no "
+        "other split; give --validation_dataset FILE",
+    ),
+    dataset(
+        "a blank in the header",
+        "x.csv",
+        "text, label\nw1,no\n",
+        "--label_column label: no such column in x.csv; give one of text, ' label'",
+    ),
+    dataset(
+        "JSON that is one object",
+        "x.json",
+        '{"data": [{"text": "w1", "label": 1}]}',
+        "--text_column text: no such column in x.json; give one of data",
+    ),
+    broken(
+        "JSON that is one object on several lines",
+        "x.json",
+        '{"data": [\n{"text": "w1", "label": 1}]}',
+        "row 1: ...; give one object per line, or an array of them; correct the file",
     ),
     one(
         "two places to validate on",
@@ -949,7 +969,7 @@ EVAL = [
     one(
         "no labels to test on",
         "--dataset=<tmp>/x.csv",
-        "--label_column label: no such column; give one of id, text, "
+        "--label_column label: no such column in x.csv; give one of id, text, "
         "or --input FILE --output FILE to predict labels",
         {"x.csv": "id,text\n1,w1\n"},
     ),
@@ -1027,7 +1047,7 @@ EVAL = [
     one(
         "input without texts",
         ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
-        "--text_column text: no such column; give one of review, stars",
+        "--text_column text: no such column in in.csv; give one of review, stars",
         {"in.csv": REVIEWS.replace("text", "review")},
     ),
     one(
@@ -1240,7 +1260,7 @@ def test_another_data_set_is_read_without_the_configuration_of_the_training(plac
     trained = settings | {"dataset_config_name": "sst2", "dataset_revision": "v2"}
     asked = evaluation.EvalConfig(dataset=str(places["tmp"] / "x.csv"))
     about = evaluation.choose_test(asked, trained)
-    test, _ = evaluation.load_test(about, {}, ["negative", "positive"], False)
+    test, _ = evaluation.load_test(about, Seen([], []), ["negative", "positive"], False)
     assert len(test) == 20
     assert about["dataset_config_name"] is about["dataset_revision"] is None
 
