@@ -187,7 +187,7 @@ def test_the_death_of_the_launcher_counts_as_sigterm(monkeypatch):
         stop = Stop(1)
         stop.check()
         with monkeypatch.context() as patch:
-            patch.setattr(os, "getppid", lambda: 1)
+            patch.setattr(os, "getppid", lambda: processes.PARENT + 1)
             expected = pytest.raises(Stopped) if launched else contextlib.nullcontext()
             with expected as raised:
                 stop.check()
