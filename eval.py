@@ -32,11 +32,12 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tqdm import tqdm
 
-from data import encode, eval_batches, sample
+from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
 from report.files import check_output, refuse_to_replace
 from report.predictions import print_predictions, write_predictions
 from runtime.checkpoint import read_training_settings
+from runtime.draw import sample
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
 from runtime.hub import full_path, read_class_names

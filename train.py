@@ -30,10 +30,11 @@ import transformers
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from data import BatchPlan, eval_batches, load_splits, sample, train_loader
+from data import BatchPlan, eval_batches, load_splits, train_loader
 from model import Scores, load_model, load_tokenizer, parameter_groups, predict, score, to_device
 from runtime import checkpoint
 from runtime.checkpoint import Progress
+from runtime.draw import sample
 from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies

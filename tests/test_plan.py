@@ -9,7 +9,8 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import BatchPlan, cut_middle, draw, plan_epoch, share_out, train_loader
+from data import BatchPlan, cut_middle, plan_epoch, train_loader
+from runtime.draw import draw, share_out
 from runtime.tables import hash_texts
 
 NO_TOKENIZER = None  # nothing is collated here

@@ -342,7 +342,7 @@ def test_a_class_that_a_sample_does_not_have_is_said(tmp_path):
     path = write_csv(tmp_path / "x.csv", rows)
     train, _, notes = choose_texts(Config(dataset=str(path), max_train_samples=20))
     assert set(train.labels) == {0, 1}
-    assert "no text of 'rare' by --max_train_samples 20" in notes
+    assert "no text of 'rare' among the train texts (--max_train_samples 20)" in notes
 
 
 # ---------------------------------------------------------------- what is validated on
