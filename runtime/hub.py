@@ -14,6 +14,7 @@ from pathlib import Path
 from huggingface_hub import constants, get_session, is_offline_mode, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers.utils import logging
 
@@ -22,6 +23,7 @@ from runtime.formats import format_of
 
 logging.disable_progress_bar()  # one per group of tensors while weights load
 logging.set_verbosity_error()  # and a table saying that the head is new, which here it should be
+hub_logging.set_verbosity_error()  # and that a model has no file of what it has seen
 
 
 def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
