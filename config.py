@@ -110,6 +110,13 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True)
+class LookConfig(Config):
+    """A look at the texts of a training, before it. Flags are those of train.py."""
+
+    json: str | None = adjustable(None, "file for what is found, for programs")
+
+
+@dataclasses.dataclass(frozen=True)
 class EvalConfig:
     """An evaluation. Data flags that are not given are those of the training."""
 

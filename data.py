@@ -1,11 +1,26 @@
 """Labelled text to padded batches: splits, token ids, and the batch plan that decides every step.
 
+    python data.py --dataset reviews.csv      # a look before a training, with the flags of train.py
+
 In: a data set's name, a tokenizer, a seed. Out: tokenized splits, and loaders over them.
 Independent of: weights, optimizers, devices.
 """
 
+import sys
+from pathlib import Path
+
+if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is not searched
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from config import LookConfig
+from runtime.flags import UserError, parse, parse_or_exit
+
+if __name__ == "__main__":
+    GIVEN = parse_or_exit(LookConfig)  # before the imports below, which take seconds
+
+import dataclasses
 import hashlib
-from dataclasses import dataclass
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -17,24 +32,25 @@ from transformers import DataCollatorWithPadding
 
 from runtime.cache import cached_rows
 from runtime.draw import sample, split_validation
-from runtime.flags import UserError
 from runtime.hub import fetch_files
+from runtime.notes import (
+    describe_absent,
+    describe_classes,
+    describe_cut,
+    describe_draw,
+    describe_largest,
+    describe_overlap,
+    describe_repeats,
+)
+from runtime.processes import run_command
 from runtime.seen import FILES, SETTINGS, Seen, read_seen
 from runtime.splits import read_training, read_validation, unused_files
-from runtime.tables import (
-    LabelledTexts,
-    column,
-    count_classes,
-    describe_absent,
-    describe_draw,
-    describe_overlap,
-    label_rows,
-)
+from runtime.tables import LabelledTexts, column, label_rows
 
 # ---------------------------------------------------------------- splits
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Splits:
     """What a run learns from and what chooses its best step, as token ids."""
 
@@ -51,6 +67,7 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
+    notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
     seen = what_model_has_seen(config).and_then(train, validation)
     return Splits(*ids, train.names, seen, notes)
 
@@ -59,7 +76,7 @@ def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
     """(The texts to train on, those to validate on, lines for the user.)"""
     columns = config.text_column, config.label_column
     texts = label_rows(read_training(config), *columns, drop_invalid=config.drop_invalid)
-    notes = [*texts.notes, count_classes(texts)]
+    notes = [*texts.notes, describe_classes(texts), describe_repeats(texts)]
     start = what_model_has_seen(config)
     if start.text_column and (why := start.why_unknown(texts.text_columns)):
         notes += [f"whether --model {config.model} has seen these texts is not known: {why}"]
@@ -90,8 +107,8 @@ def what_model_has_seen(config) -> Seen:
 
 
 def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) -> Dataset:
-    """Columns `input_ids` (at most `max_length` of them), `length` and `labels`; for pairs of texts
-    also `token_type_ids`, if the model has them.
+    """Columns `input_ids` (at most `max_length` of them), `length`, `labels`, and `cut`: whether
+    there were more; for pairs of texts also `token_type_ids`, if the model has them.
 
     They are cached on the disk, under what they depend on: the texts themselves, not the name or
     date of a file. The key is computed here, because that of the `datasets` library includes the
@@ -101,6 +118,7 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
     state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
     about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
+    about = *about, "cut"  # since that column is there
     key = hashlib.sha256(repr(about).encode())
     key.update(texts.hashes.tobytes())
     key.update(texts.labels.tobytes())
@@ -110,7 +128,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
         for chunk in texts.chunks():
             columns = encode(chunk, tokenizer, max_length, truncation)
             labels = texts.labels[done : done + len(chunk)]
-            kinds = {name: pa.list_(pa.int32()) for name in columns} | {"length": pa.int64()}
+            kinds = {name: pa.list_(pa.int32()) for name in columns}
+            kinds |= {"length": pa.int64(), "cut": pa.bool_()}
             columns = {name: pa.array(rows, kinds[name]) for name, rows in columns.items()}
             yield pa.table(columns | {"labels": labels})
             done += len(chunk)
@@ -119,8 +138,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
 
 
 def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation: str) -> dict:
-    """`input_ids` and `length` of each text or pair; for pairs `token_type_ids`, if the model has
-    them."""
+    """`input_ids`, `length` and `cut` of each text or pair; for pairs `token_type_ids`, if the
+    model has them."""
     set_truncation_side(tokenizer, truncation)
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
@@ -128,19 +147,21 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
     if cut_later and second:
         raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
     types = bool(second) and "token_type_ids" in tokenizer.model_input_names
-    columns = dict(
-        tokenizer(
-            first,
-            *second,
-            return_attention_mask=False,
-            return_token_type_ids=types,
-            verbose=False,
-            **limit,
-        )
+    encoded = tokenizer(
+        first,
+        *second,
+        return_attention_mask=False,
+        return_token_type_ids=types,
+        verbose=False,
+        **limit,
     )
     clear_last_call(tokenizer)  # so that best/ does not hold the truncation of this call
-    columns["input_ids"] = [cut_middle(row, max_length) for row in columns["input_ids"]]
-    return columns | {"length": [len(row) for row in columns["input_ids"]]}
+    ids = [cut_middle(row, max_length) for row in encoded["input_ids"]]
+    cut = [
+        bool(each.overflowing) or len(each) > max_length  # of the tokenizer's cut, and of ours
+        for each in encoded.encodings
+    ]
+    return {**encoded, "input_ids": ids, "length": list(map(len, ids)), "cut": cut}
 
 
 def cut_middle(ids: list[int], max_length: int) -> list[int]:
@@ -237,7 +258,7 @@ def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
 # ---------------------------------------------------------------- padded batches
 
 
-@dataclass
+@dataclasses.dataclass
 class Collator(DataCollatorWithPadding):
     """Rows (`input_ids`, `labels`) to tensors: (rows, longest) token ids and (rows,) labels.
 
@@ -263,7 +284,7 @@ def make_loader(data: Dataset, batches, collator) -> DataLoader:
     It has a generator of its own: without one, it would draw its seed from torch's global
     generator, and an evaluation would change every dropout mask after it (pytorch#122697).
     """
-    columns = [name for name in data.column_names if name != "length"]
+    columns = [name for name in data.column_names if name not in ("length", "cut")]
     return DataLoader(
         data.select_columns(columns),
         batch_sampler=batches,
@@ -299,3 +320,47 @@ def eval_batches(data: Dataset, batch_size: int, tokenizer, accelerator):
     most_rows = -(-len(data) // processes)  # of any process
     rows = [own[at : at + batch_size].tolist() for at in range(0, most_rows, batch_size)]
     return zip(rows, make_loader(data, rows, Collator(tokenizer)), strict=True)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def main(argv=None) -> None:
+    look_at(parse(LookConfig, argv))
+
+
+def look_at(config: LookConfig) -> None:
+    """Print, and write as JSON, what a training would read. Rows that it would refuse are left out,
+    and counted."""
+    # Not at the top: train.py does not need them.
+    from model import load_tokenizer
+    from report.files import check_writable
+    from report.look import examine, show_look
+
+    if config.json:
+        check_writable("--json", Path(config.json))
+    tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
+    train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
+    lengths = {
+        "train": count_tokens(train, tokenizer),
+        "validation": count_tokens(validation, tokenizer),
+    }
+    look = examine(train, validation, lengths, config.max_length)
+    if config.json:
+        Path(config.json).write_text(json.dumps(look, indent=1) + "\n", encoding="utf-8")
+    for line in notes:
+        print(line)
+    if look["left_out"] and not config.drop_invalid:
+        print("such rows are refused by train.py unless --drop_invalid is given")
+    show_look(look)
+
+
+def count_tokens(texts: LabelledTexts, tokenizer) -> np.ndarray:
+    """(texts,) tokens of each, not cut, with those that the tokenizer adds."""
+    uncut = 2**31  # no text is as long
+    chunks = [encode(chunk, tokenizer, uncut, "head")["length"] for chunk in texts.chunks()]
+    return np.concatenate(chunks)
+
+
+if __name__ == "__main__":
+    run_command(lambda: look_at(GIVEN))

@@ -39,7 +39,7 @@ from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies
 from runtime.hub import full_path
-from runtime.monitor import Monitor, describe_end, describe_start
+from runtime.monitor import Monitor, describe_end, describe_start, describe_validation
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
 from runtime.seen import Seen
 from runtime.tables import column, fingerprint
@@ -203,10 +203,7 @@ def keep_best(run: Run, scores: Scores) -> None:
     if better:
         progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
         checkpoint.save_best(run, dataclasses.asdict(scores))
-    run.monitor.say(
-        f"step {progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
-        f"{scores.examples:,} texts" + (f", written to {run.output / 'best'}" if better else "")
-    )
+    run.monitor.say(describe_validation(run, scores, better))
 
 
 # ---------------------------------------------------------------- set-up

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
-from runtime.tables import split_columns
+from runtime.notes import largest_class
+from runtime.tables import column, split_columns
 
 
 class Monitor:
@@ -220,6 +221,23 @@ def describe_start(run) -> str:
         parts.append(f"per process and step {passes} x at most {size} texts")
     start = f"resuming at step {run.progress.step}" if run.progress.step else "starting"
     return f"{start}: {'; '.join(parts)}"
+
+
+def describe_validation(run, scores, better: bool) -> str:
+    """The line on a validation, which also says when nothing has been learnt.
+
+    Where classes are uneven, a model that always answers the largest looks like a trained one.
+    """
+    line = (
+        f"step {run.progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
+        f"{scores.examples:,} texts" + f", written to {run.output / 'best'}" * better
+    )
+    _, largest = largest_class(column(run.validation_set, "labels").to_numpy())
+    if scores.accuracy > largest:
+        return line
+    last = run.progress.step == run.total_steps
+    remedy = ": raise --learning_rate, or train longer" * last
+    return f"{line}; no more than its largest class ({largest:.4f}): nothing learnt yet{remedy}"
 
 
 def describe_end(run) -> str:

@@ -147,6 +147,7 @@ class LabelledTexts:
     rows: np.ndarray  # (texts,) numbers of the rows, ascending, from 0 over all parts
     labels: np.ndarray  # (texts,) class numbers
     hashes: np.ndarray  # (texts,) uint64, from `hash_texts`
+    left_out: int  # rows of the table that have no text or no label
     notes: tuple[str, ...]  # lines for the user: what was changed, left out or guessed
 
     def __len__(self) -> int:
@@ -230,6 +231,7 @@ def label_rows(
         rows=rows,
         labels=np.array(numbers, dtype=np.int64)[found.codes[rows]],
         hashes=found.hashes[rows],
+        left_out=len(found.codes) - len(rows),
         notes=(*table.notes, *notes, *left_out),
     )
 
@@ -389,18 +391,6 @@ def check_classes(names: list[str], rows: int, column: str) -> None:
         )
 
 
-def count_classes(texts: LabelledTexts) -> str:
-    """Each class with its count and share, the 20 largest of more."""
-    counts = np.bincount(texts.labels, minlength=len(texts.names))
-    largest = np.sort(np.argsort(-counts, kind="stable")[:20])
-    each = [
-        f"{texts.names[number]} {counts[number]:,} ({counts[number] / len(texts):.1%})"
-        for number in largest
-    ]
-    rest = f", and {len(counts) - len(largest):,} smaller ones" * (len(counts) > len(largest))
-    return f"{len(counts):,} classes: {', '.join(each)}{rest}"
-
-
 def count_different(texts: LabelledTexts) -> np.ndarray:
     """(classes,) how many different texts each class has."""
     order = np.lexsort((texts.hashes, texts.labels))
@@ -419,43 +409,6 @@ def require_every_class(whole: LabelledTexts, side: LabelledTexts, name: str, gi
             f"{count_different(whole)[number]:,} different texts; equal texts stay on one side); "
             "give more texts, or another value"
         )
-
-
-def describe_draw(
-    texts: LabelledTexts, validation: LabelledTexts, before: np.ndarray, seed: int
-) -> list[str]:
-    """Lines on validation texts that were drawn from others. `before`: hashes of those that the
-    --model was validated on."""
-    kept = int(np.isin(validation.hashes, before).sum())
-    line = (
-        f"validating on {len(validation):,} of the {len(texts):,} texts of {texts.table.source}, "
-        f"drawn by their content (--validation_seed {seed})"
-        + f"; {kept:,} of them because --model was validated on them"
-        * bool(kept)
-    )
-    why = "to validate on: all its texts are one, or --model was trained on them"
-    return [line, *describe_absent(texts, validation, why)]
-
-
-def describe_absent(whole: LabelledTexts, part: LabelledTexts, why: str) -> list[str]:
-    """A line on the classes of `whole` that `part` has no text of."""
-    absent = np.setdiff1d(whole.labels, part.labels)
-    names = ", ".join(repr(whole.names[number]) for number in absent[:20])
-    return [f"no text of {names} {why}"] if len(absent) else []
-
-
-def describe_overlap(train: LabelledTexts, validation: LabelledTexts, before: np.ndarray) -> str:
-    """A line on validation texts of their own. Raises `UserError` if half are trained on, now or
-    `before`: hashes of those that the --model was trained on."""
-    shared = int(np.isin(validation.hashes, np.union1d(train.hashes, before)).sum())
-    if shared >= len(validation) / 2:
-        earlier = " now, or that --model was trained on" if len(before) else ""
-        raise UserError(
-            f"{validation.table.given}: {shared:,} of the {len(validation):,} texts to validate on "
-            f"are among those to train on{earlier}; give other texts"
-        )
-    also = f", of which {shared:,} are trained on, too" if shared else ""
-    return f"validating on {len(validation):,} texts of {validation.table.source}{also}"
 
 
 # ---------------------------------------------------------------- token ids

@@ -12,11 +12,12 @@ import pytest
 from conftest import ROOT, make_rows, write_csv
 
 RUNTIME = ["streams", "flags", "folders", "environment", "formats", "hub", "tables", "seen"]
-RUNTIME += ["draw", "splits", "cache", "processes", "deepspeed", "engines", "checkpoint", "monitor"]
-TOP = ["config", "data", "model"]
+RUNTIME += ["notes", "draw", "splits", "cache", "processes", "deepspeed", "engines"]
+RUNTIME += ["checkpoint", "monitor"]
+REPORT = ["metrics", "files", "predictions", "look"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
-HOUSE = [f"runtime.{name}" for name in RUNTIME] + TOP
-HOUSE += ["report.metrics", "report.files", "report.predictions", "eval", "train"]
+HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
+HOUSE += [f"report.{name}" for name in REPORT] + ["data", "eval", "train"]
 
 
 def source_of(name: str) -> str:

@@ -1,0 +1,121 @@
+"""A look at a data set before hours are spent on it: `python data.py`.
+
+In: labelled texts to train and to validate on; how many tokens each has. Out: a dict that can be
+saved as JSON, and lines for a person. Independent of: how texts are read, chosen and tokenized.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from runtime.draw import sample
+from runtime.notes import count_repeats, largest_class
+from runtime.tables import LabelledTexts
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+MOST = 50_000  # texts that the bag of words learns from; more hardly help it, and take minutes
+
+
+def examine(
+    train: LabelledTexts, validation: LabelledTexts, lengths: dict[str, np.ndarray], limit: int
+) -> dict:
+    """What the look finds.
+
+    Args:
+        lengths: tokens of each text, not cut, for "train" and "validation".
+        limit: the tokens of a text that the model will read.
+    """
+    of_train = lengths["train"]
+    return {
+        "texts": {"train": len(train), "validation": len(validation)},
+        "classes": {
+            name: {
+                "train": int((train.labels == number).sum()),
+                "validation": int((validation.labels == number).sum()),
+                "median_tokens": middle(of_train[train.labels == number]),
+                "cut": share(of_train[train.labels == number] > limit),
+            }
+            for number, name in enumerate(train.names)
+        },
+        "max_length": limit,
+        "tokens": {
+            f"{percent}%": int(np.percentile(of_train, percent, method="lower"))
+            for percent in PERCENTILES
+        },
+        "cut": {name: share(tokens > limit) for name, tokens in lengths.items()},
+        "left_out": train.left_out + validation.left_out * (validation.table is not train.table),
+        "repeats": count_repeats(train, validation),
+        "in_both": int(np.isin(validation.hashes, train.hashes).sum()),
+        "baselines": {
+            "largest_class": float((validation.labels == largest_class(train.labels)[0]).mean()),
+            "bag_of_words": bag_of_words(train, validation),
+        },
+    }
+
+
+def middle(tokens: np.ndarray) -> int | None:
+    return int(np.median(tokens)) if len(tokens) else None
+
+
+def share(which: np.ndarray) -> float:
+    return float(which.mean()) if len(which) else 0.0
+
+
+def bag_of_words(train: LabelledTexts, validation: LabelledTexts) -> dict:
+    """Accuracy on the validation texts of a logistic regression on TF-IDF of words and pairs of
+    words, and how long it took: what a model without any idea of order or meaning reaches."""
+    # Not at the top: they take a second to import.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    begun = time.perf_counter()
+    part = sample(train, MOST, seed=0)
+    vectorize = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_rows(len(part)))
+    features = vectorize.fit_transform(joined(part))
+    model = LogisticRegression(C=10, max_iter=200).fit(features, part.labels)
+    right = model.predict(vectorize.transform(joined(validation))) == validation.labels
+    seconds = round(time.perf_counter() - begun, 1)
+    return {"accuracy": float(right.mean()), "trained_on": len(part), "seconds": seconds}
+
+
+def min_rows(texts: int) -> int:
+    """Words of a single text are left out, which halves the memory, unless there are few texts."""
+    return 2 if texts > 1000 else 1
+
+
+def joined(texts: LabelledTexts) -> Iterator[str]:
+    return (" \n ".join(text) for chunk in texts.chunks() for text in chunk)
+
+
+# ---------------------------------------------------------------- for a person
+
+
+def show_look(look: dict) -> None:
+    texts, limit = look["texts"], look["max_length"]
+    width = max(map(len, [*look["classes"], "all texts"]))
+    head = f"{'':{width}}  {'train':>9} {'':6}  {'validation':>10} {'':6}"
+    print(f"{head}  median tokens  cut at {limit}")
+    whole = {**texts, "median_tokens": look["tokens"]["50%"], "cut": look["cut"]["train"]}
+    for name, row in [*look["classes"].items(), ("all texts", whole)]:
+        sides = "  ".join(
+            f"{row[side]:>{wide},} {row[side] / texts[side]:6.1%}"
+            for side, wide in (("train", 9), ("validation", 10))
+        )
+        median = "-" if row["median_tokens"] is None else row["median_tokens"]
+        print(f"{name:{width}}  {sides}  {median:>13}  {row['cut']:>{7 + len(str(limit))}.1%}")
+    percentiles = ", ".join(f"{name} {tokens:,}" for name, tokens in look["tokens"].items())
+    print(f"tokens of a training text, percentiles: {percentiles}")
+    repeats = look["repeats"]
+    print(
+        f"texts that occur more than once: {repeats['texts']:,}, in {repeats['rows']:,} rows; with "
+        f"different labels: {repeats['contradictions']:,}"
+    )
+    print(f"validation texts that are trained on, too: {look['in_both']:,}")
+    largest, words = look["baselines"]["largest_class"], look["baselines"]["bag_of_words"]
+    part = words["trained_on"] < texts["train"]
+    print(
+        f"validation accuracy to beat: {largest:.4f} by the largest class alone, "
+        f"{words['accuracy']:.4f} by a bag of words (TF-IDF of words and pairs of words, logistic "
+        f"regression{f', {MOST:,} texts' * part}; {words['seconds']:.0f} s)"
+    )
