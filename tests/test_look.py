@@ -102,7 +102,7 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
     assert texts > different > 2
     repeats = f"{texts} texts occur more than once, in {rows} rows; {different} of them with diff"
     assert repeats in said
-    assert f"'billing' for every text would be right for {largest:.1%} of the validation" in said
+    assert f"'billing' for every text: right for {largest:.1%} of the validation" in said
     nothing = f"no more than its largest class ({largest:.4f}): nothing learnt yet"
     assert said.count(nothing) == 2
     assert said.count(f"{nothing}: raise --learning_rate, or train longer") == 1
