@@ -1,11 +1,13 @@
 """A look at the data: every figure beside one that pandas and scikit-learn give."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import WORDS, train_small
+from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -13,7 +15,9 @@ from sklearn.linear_model import LogisticRegression
 import data
 from config import Config
 from data import choose_texts
-from model import load_tokenizer
+from model import Scores, load_tokenizer
+from runtime.checkpoint import Progress
+from runtime.monitor import describe_validation
 
 
 @pytest.fixture
@@ -50,8 +54,8 @@ def repeats_of(*sides) -> tuple[int, int, int]:
 
 
 def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path, capsys):
-    """Red: any figure of report/look.py another: `>=` for `>` in `cut`; `labels[1]` in
-    count_repeats; the validation texts for those of the largest class."""
+    """Red: any figure of report/look.py another, such as `>=` for `>` in `cut`, `labels[1]` in
+    count_repeats, a mean for the median."""
     found = tmp_path / "look.json"
     data.main([f"--dataset={uneven}", f"--model={tiny}", "--max_length=20", f"--json={found}"])
     look, said = json.loads(found.read_text()), capsys.readouterr().out
@@ -87,7 +91,7 @@ def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path,
 
 def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsys):
     """And that nothing was learnt. Red: `0.25` in describe_cut 0.95; one of its notes left out of
-    load_splits or choose_texts; `>=` for `>` in describe_validation; `last` True in it."""
+    load_splits or choose_texts; `last` True in describe_validation."""
     flags = {"model": tiny, "dataset": uneven, "drop_invalid": True, "output_dir": tmp_path / "run"}
     train_small(max_length=20, learning_rate=1e-9, seed=1, num_train_epochs=2, **flags)
     said = capsys.readouterr().out
@@ -106,3 +110,14 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
     nothing = f"no more than its largest class ({largest:.4f}): nothing learnt yet"
     assert said.count(nothing) == 2
     assert said.count(f"{nothing}: raise --learning_rate, or train longer") == 1
+
+
+def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
+    """Red: `>=` for `>` in describe_validation."""
+    validation = Dataset.from_dict({"labels": [0, 1, 1, 1]})
+    run = SimpleNamespace(
+        progress=Progress(step=3), total_steps=9, validation_set=validation, output=tmp_path
+    )
+    for accuracy, learnt in ((0.75, False), (0.76, True)):
+        line = describe_validation(run, Scores(loss=0.5, accuracy=accuracy, examples=4), True)
+        assert ("nothing learnt" in line) != learnt
