@@ -102,7 +102,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
     about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
     key = hashlib.sha256(repr(about).encode())
-    key.update(texts.hashes.tobytes())
+    key.update(texts.content.encode())  # not the hashes, to which white space is all the same
+    key.update(texts.rows.tobytes())
     key.update(texts.labels.tobytes())
 
     def compute():

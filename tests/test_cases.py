@@ -83,8 +83,8 @@ def test_classes_are_those_in_the_file_that_was_named(path, classes, said, tiny,
     names, lines = train_on(path, tiny, tmp_path / "run", capsys)
     assert names == list(classes)
     total = sum(classes.values())
-    shares = ", ".join(f"{name} {n} ({n / total:.1%})" for name, n in classes.items())
-    assert f"{len(classes)} classes: {shares}" in lines
+    shares = ", ".join(f"{name}: {n} ({n / total:.1%})" for name, n in classes.items())
+    assert f"{len(classes)} classes, {shares}" in lines
     start = next(number for number, line in enumerate(lines) if line.startswith("starting"))
     for line in said:
         line = line.replace(f"{CASES}/...", str(CASES / path))
