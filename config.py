@@ -133,6 +133,8 @@ class EvalConfig:
     test_split: str | None = flag(None, "default: that of the training")
     max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
-    report: str | None = flag(None, "default: report_test.json beside the weights")
+    report: str | None = flag(
+        None, "default: report_test.json, or report_<name of --dataset>.json, in --ckpt"
+    )
     overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

@@ -120,7 +120,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
     about = *about, "cut"  # since that column is there
     key = hashlib.sha256(repr(about).encode())
-    key.update(texts.hashes.tobytes())
+    key.update(texts.content.encode())  # not the hashes, to which white space is all the same
+    key.update(texts.rows.tobytes())
     key.update(texts.labels.tobytes())
 
     def compute():

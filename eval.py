@@ -40,6 +40,7 @@ from runtime.checkpoint import read_training_settings
 from runtime.draw import sample
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
+from runtime.formats import format_of, stem_of
 from runtime.hub import full_path, read_class_names
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
@@ -132,7 +133,7 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
         raise UserError(
             f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
         )
-    path = Path(config.report or classifier.folder / "report_test.json")
+    path = report_path(config, classifier)
     refuse_to_replace(path, identity, config.overwrite)
     logits, labels = classifier.logits_of(test), torch.as_tensor(test.labels)
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
@@ -148,6 +149,17 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
             print(line)
         show(report)
         print(f"written to {path}")
+
+
+def report_path(config: EvalConfig, classifier: Classifier) -> Path:
+    """Beside the weights: report_test.json, and report_june.json of --dataset june.csv."""
+    if config.report:
+        return Path(config.report)
+    name = "test"
+    if config.dataset and full_path(config.dataset) != classifier.trained.get("dataset"):
+        path = Path(config.dataset)
+        name = stem_of(path) if format_of(path) else path.name
+    return classifier.folder / f"report_{name}.json"
 
 
 TEST_SETTINGS = (
@@ -189,7 +201,7 @@ def load_test(
         settings["test_split"],
         settings["dataset_config_name"],
         settings["dataset_revision"],
-        choices="--dataset_config_name and --test_split, or give --dataset TEST_FILE",
+        choices="--test_split, or give --dataset TEST_FILE",
     )
     columns = settings["text_column"], settings["label_column"]
     no_labels = ", or --input FILE --output FILE to predict labels"

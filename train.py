@@ -38,7 +38,7 @@ from runtime.draw import sample
 from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies
-from runtime.hub import full_path
+from runtime.hub import full_path, locate
 from runtime.monitor import Monitor, describe_end, describe_start, describe_validation
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
 from runtime.seen import Seen
@@ -215,6 +215,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     # Now, because the files of the project may be edited while the run lasts.
     environment = on_main(lambda: describe_environment(accelerator))
     with one_goes_first():  # the others find what was downloaded and tokenized
+        locate(config.dataset, "--dataset", config.dataset_revision)  # raises for a wrong path
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head

@@ -201,6 +201,12 @@ def find_last(config, settings: dict) -> dict | None:
     and for a folder with results that no `last/` accounts for.
     """
     folder = Path(config.output_dir)
+    for name in ("best", "last"):
+        if Path(config.model).resolve().is_relative_to((folder / name).resolve()):
+            raise UserError(
+                f"--model {config.model}: is in the --output_dir, where this run would replace it; "
+                "give another --output_dir"
+            )
     if config.overwrite:
         refuse_to_delete(folder)
         return None
@@ -260,12 +266,19 @@ def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
     batch = "global_batch_size"
     names = changed_settings(kind, old, new)
     names += [name for name in new if name not in flags | {batch} and old.get(name) != new[name]]
-    old, new = with_data_named(old), with_data_named(new)
     lines = [
         f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
         "give the old value, another --output_dir, or --overwrite to delete that run"
         for name in names
+        if name != "data"
     ]
+    if "data" in names:
+        lines.append(
+            f"{last} was written with other texts or labels ({old['dataset']}, {old.get('data')}) "
+            f"than there are now ({new['dataset']}, {new['data']}): restore them, give another "
+            "--output_dir (and --model best/, to go on from there), or --overwrite to delete that "
+            "run"
+        )
     if old[batch] != new[batch] and any(old[name] != new[name] for name in BATCH_FLAGS):
         values = " ".join(f"--{name} {old[name]}" for name in BATCH_FLAGS)
         lines.append(
@@ -274,11 +287,6 @@ def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
         )
     if lines:
         raise UserError(*lines)
-
-
-def with_data_named(settings: dict) -> dict:
-    """The fingerprint of the texts says little to a person; where they are from says more."""
-    return settings | {"data": f"{settings.get('data')} ({settings['dataset']})"}
 
 
 BATCH_FLAGS = ("per_device_train_batch_size", "gradient_accumulation_steps")

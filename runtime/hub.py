@@ -38,7 +38,8 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
                 f"{flag} {name}: a local path has no revision {revision}; give one or the other"
             )
         return path
-    if format_of(path) or path.is_absolute() or name.startswith((".", "~")):
+    is_file = format_of(path) or ("." in name and "/" not in name)  # such as reviews.xlsx
+    if is_file or path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{flag} {name}: no such file or folder; check the path")
     if name.count("/") > 1 or not name.strip("/"):
         raise UserError(f"{flag} {name}: no such folder, nor a Hub name (OWNER/NAME); check it")

@@ -15,11 +15,11 @@ def describe_classes(texts: LabelledTexts) -> str:
     counts = np.bincount(texts.labels, minlength=len(texts.names))
     largest = np.sort(np.argsort(-counts, kind="stable")[:20])
     each = [
-        f"{texts.names[number]} {counts[number]:,} ({counts[number] / len(texts):.1%})"
+        f"{texts.names[number]}: {counts[number]:,} ({counts[number] / len(texts):.1%})"
         for number in largest
     ]
     rest = f", and {len(counts) - len(largest):,} smaller ones" * (len(counts) > len(largest))
-    return f"{len(counts):,} classes: {', '.join(each)}{rest}"
+    return f"{len(counts):,} classes, {', '.join(each)}{rest}"
 
 
 def describe_repeats(texts: LabelledTexts) -> str:
@@ -82,7 +82,7 @@ def describe_draw(
         + f"; {kept:,} of them because --model was validated on them"
         * bool(kept)
     )
-    why = "to validate on: all its texts are one, or --model was trained on them"
+    why = "to validate on: it has only one, or --model was trained on all of them"
     return [line, *describe_absent(texts, validation, why)]
 
 

@@ -45,7 +45,7 @@ def read_table(
     config_name: str | None = None,
     revision: str | None = None,
     flag="--dataset",
-    choices="--dataset_config_name and --train_split",
+    choices="--train_split",
 ) -> Table:
     """One split, as it stands now. A file is whichever split is asked for; all else has its own.
 
@@ -225,7 +225,7 @@ def read_saved(folder: Path, split: str, given: str) -> dict[str, Dataset]:
 def read_from_hub(
     name, split, config_name, revision, given: str, choices: str
 ) -> dict[str, Dataset]:
-    with library_explained(given, hub_remedy(choices)):
+    with library_explained(given, hub_remedy(f"--dataset_config_name and {choices}")):
         builder = open_hub(name, config_name, revision)
         table = builder.as_dataset(split=split)
     if hasattr(builder.config, "keep_default_na") and "__index_level_0__" in table.column_names:
@@ -309,7 +309,7 @@ def read_validation(config) -> Table | None:
         split = find_validation(config.dataset, *source)
         if split in re.findall(r"\w+", config.train_split):
             return None  # it is trained on
-    choices = "--dataset_config_name and --validation_split"
+    choices = "--validation_split"
     return read_table(config.dataset, split, *source, choices=choices) if split else None
 
 

@@ -148,6 +148,7 @@ class LabelledTexts:
     labels: np.ndarray  # (texts,) class numbers
     hashes: np.ndarray  # (texts,) uint64, from `hash_texts`
     left_out: int  # rows of the table that have no text or no label
+    content: str  # SHA-256 of all texts of the table, with all their white space
     notes: tuple[str, ...]  # lines for the user: what was changed, left out or guessed
 
     def __len__(self) -> int:
@@ -185,8 +186,10 @@ def text_tuples(chunk: pa.Table, columns: tuple[str, ...]) -> list[tuple[str, ..
 
 def hash_texts(texts: list[tuple[str, ...]]) -> np.ndarray:
     """(texts,) 64 bits of each: equal for equal texts, and, for a million of them, with a
-    probability of 3e-8 for any two others."""
-    digests = (hashlib.blake2b("\0".join(text).encode(), digest_size=8) for text in texts)
+    probability of 3e-8 for any two others. White space counts as one blank, and at the ends as
+    nothing: the next export may write it otherwise, and the text is as well known to a model."""
+    words = ("\0".join(" ".join(part.split()) for part in text) for text in texts)
+    digests = (hashlib.blake2b(text.encode(), digest_size=8) for text in words)
     return np.frombuffer(b"".join(digest.digest() for digest in digests), "<u8")
 
 
@@ -221,6 +224,8 @@ def label_rows(
         names = table.classes(label_column) or name_labels(found.written)
     numbers, notes = find_labels(found, names, table.given)
     (rows,) = np.nonzero(found.codes >= 0)
+    if found.halves:
+        notes.append(f"{table.given}: {found.halves:,} rows have only one of their two texts")
     if own:
         notes += warn_of_similar(names)
         check_classes([names[number] for number in sorted(set(numbers))], len(rows), label_column)
@@ -232,6 +237,7 @@ def label_rows(
         labels=np.array(numbers, dtype=np.int64)[found.codes[rows]],
         hashes=found.hashes[rows],
         left_out=len(found.codes) - len(rows),
+        content=found.content,
         notes=(*table.notes, *notes, *left_out),
     )
 
@@ -268,6 +274,8 @@ class Scan:
     """What one pass over a table finds."""
 
     hashes: np.ndarray  # (rows,)
+    content: str  # SHA-256 of the texts
+    halves: int  # rows with only one text of a pair
     codes: np.ndarray  # (rows,) which of `written` the label is; -1 without a label or a text
     written: list[str]  # the labels of the other rows, without white space at their ends
     spaced: collections.Counter  # labels as they are, for those that have it
@@ -276,14 +284,17 @@ class Scan:
 
 def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) -> Scan:
     hashes, codes, written, spaced = [], [], {}, collections.Counter()
+    content, halves = hashlib.sha256(), 0
     without = {"text": [], "label": []}
     for place, before, chunk in table.chunks([*text_columns, label_column]):
         texts = text_tuples(chunk, text_columns)
         hashes.append(hash_texts(texts))
+        content.update(repr(texts).encode())
         labels = chunk[label_column].to_pylist()
         for row, (text, label) in enumerate(zip(texts, labels, strict=True), before + 1):
             stripped = (label or "").strip()
-            empty = not any(map(str.strip, text))
+            filled = sum(map(bool, map(str.strip, text)))
+            empty = not filled
             if empty:
                 without["text"].append(f"{place} {row}")
             if not stripped:
@@ -291,11 +302,14 @@ def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) ->
             if empty or not stripped:
                 codes.append(-1)
                 continue
+            halves += filled < len(text)
             codes.append(written.setdefault(stripped, len(written)))
             if stripped != label:
                 spaced[label] += 1
     return Scan(
         hashes=np.concatenate(hashes) if hashes else np.array([], "<u8"),
+        content=content.hexdigest(),
+        halves=halves,
         codes=np.array(codes, dtype=np.int64),
         written=list(written),
         spaced=spaced,

@@ -83,8 +83,8 @@ def test_classes_are_those_in_the_file_that_was_named(path, classes, said, tiny,
     names, lines = train_on(path, tiny, tmp_path / "run", capsys)
     assert names == list(classes)
     total = sum(classes.values())
-    shares = ", ".join(f"{name} {n} ({n / total:.1%})" for name, n in classes.items())
-    assert f"{len(classes)} classes: {shares}" in lines
+    shares = ", ".join(f"{name}: {n} ({n / total:.1%})" for name, n in classes.items())
+    assert f"{len(classes)} classes, {shares}" in lines
     start = next(number for number, line in enumerate(lines) if line.startswith("starting"))
     for line in said:
         line = line.replace(f"{CASES}/...", str(CASES / path))
@@ -138,7 +138,7 @@ def test_codes_of_one_file_are_found_in_another_of_another_kind(tiny, tmp_path, 
     """Red: as for leading_zeros above."""
     train_on("leading_zeros/r.csv", tiny, tmp_path, capsys)
     evaluation.main([f"--ckpt={tmp_path / 'best'}", f"--dataset={CASES / 'leading_zeros/t.jsonl'}"])
-    report = json.loads((tmp_path / "best" / "report_test.json").read_text())
+    report = json.loads((tmp_path / "best" / "report_t.json").read_text())
     assert {name: row["examples"] for name, row in report["classes"].items()} == {
         "01": 10,
         "02": 10,

@@ -237,6 +237,16 @@ def test_a_report_gives_way_only_to_one_of_the_same(trained):
     (trained / "report_test.json").unlink()
 
 
+def test_every_file_has_a_report_of_its_own(trained, tmp_path):
+    """This month's does not refuse the next one's. Red: report_test.json for every data set."""
+    for name in ("june", "july"):
+        path = write_csv(tmp_path / f"{name}.csv", make_rows(20, seed=8))
+        evaluation.main([f"--ckpt={trained}", f"--dataset={path}", "--num_threads=1"])
+        report = json.loads((trained / f"report_{name}.json").read_text())
+        assert report["of"]["dataset"] == str(path)
+        (trained / f"report_{name}.json").unlink()
+
+
 def test_texts_and_files_get_the_predictions_of_the_test_split(trained, tmp_path, capsys):
     """One path for all three. Red: rows of --input sorted by length and left so."""
     rows = make_rows(30, seed=5)

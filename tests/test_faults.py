@@ -656,7 +656,8 @@ def test_changed_texts_are_refused_whatever_their_path_and_equal_ones_accepted(
     texts = (moved / "train.csv").read_text()
     (moved / "train.csv").write_text(texts[: texts.rstrip().rindex("\n")])
     with pytest.raises(
-        UserError, match=rf"was written with data \w{{16}} \({corpus}\), not \w{{16}}"
+        UserError,
+        match=rf"other texts or labels \({corpus}, \w{{16}}\) than there are now \({moved}, ",
     ):
         run(dataset=moved)
     (moved / "train.csv").write_text(texts)

@@ -143,7 +143,7 @@ BYTES = bytes(range(128, 256)) * 20
 
 NO_DATA_FILE = (
     "holds no .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow file; "
-    "check its files, --dataset_config_name and --train_split"
+    "check its files, --train_split"
 )
 NO_VALUE = ": expected one argument; give --flag VALUE, or --flag=VALUE for one that starts with -"
 WHOLE_FOLDER = "; give a folder that save_pretrained wrote whole"
@@ -320,14 +320,14 @@ DATA = [
         "folder without that split",
         "--dataset=<tmp>/folder",
         "--dataset <tmp>/folder: no file for the split train among test.csv; "
-        "check its files, --dataset_config_name and --train_split",
+        "check its files, --train_split",
         {"folder/test.csv": csv_of(*GOOD)},
     ),
     one(
         "split misspelt",
         "--train_split=trian",
         "--dataset <corpus>: no file for the split trian among test.csv, train.csv; "
-        "check its files, --dataset_config_name and --train_split",
+        "check its files, --train_split",
     ),
     one(
         "configuration unknown",
@@ -622,6 +622,11 @@ DATA = [
         "equal texts stay on one side); give more texts, or another value",
     ),
     one(
+        "a file that is not there, of a kind that is not read",
+        "--dataset=reviews.xlsx",
+        "--dataset reviews.xlsx: no such file or folder; check the path",
+    ),
+    one(
         "another split of a file",
         ["--dataset=<corpus>/train.csv", "--validation_split=validation"],
         "--validation_split validation: --dataset <corpus>/train.csv is one file, which has no "
@@ -668,7 +673,7 @@ DATA = [
         "no such split to validate on",
         "--validation_split=dev",
         "--dataset <corpus>: no file for the split dev among test.csv, train.csv; "
-        "check its files, --dataset_config_name and --validation_split",
+        "check its files, --validation_split",
     ),
     one(
         "half of a pair cut in the middle",
@@ -834,6 +839,13 @@ OUTPUT = [
     one("last: manifest missing", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": None}),
     one("last: manifest of nothing", [], f"<tmp>/{BROKEN}", {"run/last/manifest.json": "{}"}),
     one(
+        "a start that the run would replace",
+        ["--model=<tmp>/run/best", "--overwrite"],
+        "--model <tmp>/run/best: is in the --output_dir, where this run would replace it; "
+        "give another --output_dir",
+        {"run/note": "mine"},
+    ),
+    one(
         "last without its best",
         [],
         "<tmp>/run/best is gone; restore it, or start anew with --overwrite",
@@ -944,7 +956,7 @@ EVAL = [
         "no test split",
         "--dataset=<tmp>/folder",
         "--dataset <tmp>/folder: no file for the split test among train.csv; check its files, "
-        "--dataset_config_name and --test_split, or give --dataset TEST_FILE",
+        "--test_split, or give --dataset TEST_FILE",
         {"folder/train.csv": csv_of(*GOOD)},
     ),
     one(

@@ -16,6 +16,7 @@ import torch
 from conftest import make_rows, train_small, write_csv
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset_builder
 from huggingface_hub import constants
+from tokenizers import pre_tokenizers
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import eval as evaluation
@@ -435,6 +436,21 @@ def test_what_a_model_of_the_hub_has_seen_is_downloaded_with_it(tmp_path, tiny, 
     assert set(found[1].hashes) == set(expected[1].hashes)
 
 
+def test_white_space_makes_no_other_text_but_other_token_ids(tmp_path, tiny):
+    """As the next export may write it. Red: `split` left out of hash_texts; the hashes in the key
+    of tokenize."""
+    tokenizer = load_tokenizer(str(tiny), max_length=32)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    rows = make_rows(30, seed=1)
+    sides = []
+    for name, space in (("a", " "), ("b", " \r\n")):
+        changed = [(text.replace(" ", space) + space, label) for text, label in rows]
+        sides.append(read(write_csv(tmp_path / f"{name}.csv", changed)))
+    assert np.array_equal(sides[0].hashes, sides[1].hashes)
+    ids = [tokenize(side, tokenizer, 32, "head")["input_ids"][:] for side in sides]
+    assert ids[0] != ids[1]
+
+
 def test_it_is_said_if_nobody_knows_what_a_model_has_seen(tmp_path, bert, capsys):
     """Its hashes are gone, or of pairs, and now one column is read; in eval.py, too. Red: a case of
     why_unknown left out."""
@@ -510,6 +526,19 @@ def test_two_columns_are_trained_on_and_predicted_as_a_pipeline_does(name, tmp_p
         assert written["title"] == row[0]
         for label, score in scores.items():
             assert written[f"p_{label}"] == pytest.approx(score, abs=2e-5)
+
+
+def test_a_pair_with_one_text_is_counted_and_one_without_any_refused(tmp_path):
+    """Red: `halves` left out of label_rows; `all` for `any` of the texts in scan_rows."""
+    path, rows = write_pairs(tmp_path / "x.csv")
+    rows = [("", "w1", "negative"), ("w1", " ", "positive"), *rows]
+    table = read_table(str(write_csv(path, rows, ("title", "body", "label"))), "train")
+    texts = label_rows(table, "title,body", "label")
+    assert len(texts) == 62
+    assert f"--dataset {path}: 2 rows have only one of their two texts" in texts.notes
+    write_csv(path, [*rows, ("", " ", "negative")], ("title", "body", "label"))
+    with pytest.raises(UserError, match="1 of 63 rows without a text"):
+        label_rows(table, "title,body", "label")
 
 
 def test_a_blank_may_stand_behind_the_comma(tmp_path):
