@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from config import Config, EvalConfig
+from config import Config, EvalConfig, LookConfig
 
 HEAD = """# Flags
 
@@ -19,11 +19,21 @@ another run: give it another `--output_dir`.
 """
 
 
+COMMANDS = (
+    ("train.py", Config),
+    ("data.py (those of train.py, and:)", LookConfig),
+    ("eval.py", EvalConfig),
+)
+
+
 def flags_page() -> str:
-    lines = [HEAD]
-    for title, kind in (("train.py", Config), ("eval.py", EvalConfig)):
+    lines, of_train = [HEAD], {field.name for field in dataclasses.fields(Config)}
+    for title, kind in COMMANDS:
         lines += [f"## {title}", "", "| Flag | Default | |", "|---|---|---|"]
-        for field in dataclasses.fields(kind):
+        fields = dataclasses.fields(kind)
+        if kind is LookConfig:
+            fields = [field for field in fields if field.name not in of_train]
+        for field in fields:
             default = "" if field.default in (None, ()) else f"`{field.default}`"
             free = " *" if not field.metadata["changes_result"] else ""
             lines.append(f"| `--{field.name}`{free} | {default} | {field.metadata['help']} |")
