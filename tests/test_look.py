@@ -86,7 +86,7 @@ def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path,
     words = model.score(vectorize.transform(validation.text), validation.label)
     assert look["baselines"]["bag_of_words"]["accuracy"] == words
     assert f"{words:.4f} by a bag of words" in said
-    assert "such rows are refused by train.py unless --drop_invalid is given" in said
+    assert "train.py refuses them unless --drop_invalid is given" in said
 
 
 def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsys):
