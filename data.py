@@ -352,7 +352,7 @@ def look_at(config: LookConfig) -> None:
     for line in notes:
         print(line)
     if look["left_out"] and not config.drop_invalid:
-        print("rows without a text or a label: train.py refuses them unless --drop_invalid is given")
+        print("rows without text or label: train.py refuses them unless --drop_invalid is given")
     show_look(look)
 
 
