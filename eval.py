@@ -96,7 +96,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
     set_threads(config.num_threads)
     keep_freed_memory()
     tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
-    model = load_classifier(config.ckpt, flag="--ckpt")
+    model = load_classifier(config.ckpt, tokenizer, flag="--ckpt")
     names = read_class_names(model, config.ckpt)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return Classifier(

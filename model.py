@@ -7,6 +7,7 @@ groups; logits and scores. Independent of: the data set, the loop, the files we 
 from dataclasses import dataclass
 
 import torch
+from tokenizers import normalizers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from runtime.flags import UserError
 from runtime.hub import check_tokenizer, load_pretrained, require_weights
+from runtime.probe import made_up_texts, position_limit, require_sound
 
 # ---------------------------------------------------------------- tokenizer
 
@@ -29,9 +31,8 @@ def load_tokenizer(
     model_config = load_pretrained(AutoConfig, name, revision, flag)
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
     check_tokenizer(tokenizer, model_config, f"{flag} {name}")
-    # RoBERTa's 514 positions hold 512 tokens (two are kept for padding); its tokenizer says 512.
-    positions = getattr(model_config, "max_position_embeddings", -1)  # -1 in XLNet's: no limit
-    limit = min(tokenizer.model_max_length, positions if positions > 0 else 2**31)
+    positions = position_limit(model_config, f"{flag} {name}")
+    limit = min(tokenizer.model_max_length, positions or 2**31)
     max_length = min(512, limit) if max_length is None else max_length
     special = tokenizer.num_special_tokens_to_add()
     if not special < max_length <= limit:
@@ -40,10 +41,22 @@ def load_tokenizer(
             f"most {limit}; give {special + 1} to {limit}"
         )
     tokenizer.model_max_length = max_length  # saved in best/: a pipeline truncates there, too
+    if getattr(model_config, "is_encoder_decoder", False):
+        keep_end_token_out(tokenizer)
     # Some tokenizers emit token types for a model that has none.
     types = ["token_type_ids"] if getattr(model_config, "type_vocab_size", 0) > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     return tokenizer
+
+
+def keep_end_token_out(tokenizer) -> None:
+    """Make the end token inside a text a space: BART and T5 read their logits at that token, of
+    which each text must then have one. Saved in best/, so a pipeline does so, too."""
+    end, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    if end and tokenizer(f"text {end} text")["input_ids"].count(tokenizer.eos_token_id) > 1:
+        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+        steps = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(end, " "), *steps])
 
 
 # ---------------------------------------------------------------- model
@@ -52,6 +65,7 @@ def load_tokenizer(
 def load_model(
     name: str,
     label_names: list[str],
+    tokenizer,
     revision: str | None = None,
     attention_dropout: float = 0.0,
     dropout: float | None = None,
@@ -74,6 +88,7 @@ def load_model(
         overrides["attention_type"] = "original_full"
     model = load_classifier(
         name,
+        tokenizer,
         revision,
         new_head=True,
         id2label=dict(enumerate(label_names)),
@@ -81,14 +96,15 @@ def load_model(
         problem_type="single_label_classification",
         **overrides,
     )
-    freeze_unused(model)
+    freeze_unused(model, made_up_texts(tokenizer)[1])
     return model
 
 
 def load_classifier(
-    name: str, revision: str | None = None, flag="--model", new_head=False, **options
+    name: str, tokenizer, revision: str | None = None, flag="--model", new_head=False, **options
 ):
-    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights.
+    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights
+    and it reads texts of that tokenizer.
 
     `new_head`: weights outside the encoder may be missing or of another task; they start anew.
     """
@@ -103,17 +119,17 @@ def load_classifier(
         **options,
     )
     require_weights(model, report, f"{flag} {name}", new_head)
+    require_sound(model, tokenizer, f"{flag} {name}")
     return model
 
 
-def freeze_unused(model: nn.Module) -> None:
-    """Exclude from training the weights that no logit depends on, such as BigBird's pooler.
+def freeze_unused(model: nn.Module, text: list[int]) -> None:
+    """Exclude from training the weights that no logit of `text` (token ids) depends on, such as
+    BigBird's pooler.
 
     They would never change; but DDP would wait for their gradients, and raise.
     """
-    last = model.get_input_embeddings().num_embeddings - 1
-    end = min(model.config.eos_token_id or 0, last)  # BART reads its logits at that token
-    model(input_ids=torch.tensor([[end]])).logits.sum().backward()
+    model(input_ids=torch.tensor([text])).logits.sum().backward()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

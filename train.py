@@ -222,7 +222,12 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head
         model = load_model(
-            config.model, splits.names, config.revision, config.attention_dropout, config.dropout
+            config.model,
+            splits.names,
+            tokenizer,
+            config.revision,
+            config.attention_dropout,
+            config.dropout,
         )
     settings |= {
         "data": fingerprint(splits.train, splits.validation),

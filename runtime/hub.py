@@ -111,9 +111,14 @@ def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--
             str(path or name), revision=revision or "main", trust_remote_code=False, **options
         )
     except LOADING_ERRORS as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         remedy = "give a folder that save_pretrained wrote whole" if path else hub_remedy()
-        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
+        raise UserError(
+            f"{flag} {name}: cannot be loaded ({in_few_words(error)}); {remedy}"
+        ) from None
+
+
+def in_few_words(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
 
 
 LOADING_ERRORS = (

@@ -1,0 +1,98 @@
+"""Whether a model reads texts as this project gives them: found by trying, before any training.
+
+In: a model, a tokenizer. Out: nothing, or a `UserError` that says what is wrong. Independent of:
+data, weights decay, training.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from runtime.flags import UserError
+from runtime.hub import LOADING_ERRORS, in_few_words
+
+TOLERANCE = 1e-4  # of the largest logit; rounding is a hundredth of it (docs/details.md)
+
+
+def position_limit(config, given: str) -> int | None:
+    """The most tokens that a model of that configuration has positions for; None: no limit.
+
+    RoBERTa and its kin keep the first positions for padding: of 514 they use 512. Which models do
+    shows in the table of positions alone, so the model is made, without memory for its weights.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:  # -1 in XLNet's
+        return None
+    try:
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config)
+    except LOADING_ERRORS as error:
+        raise UserError(
+            f"{given}: cannot be made a classifier ({in_few_words(error)}); {ANOTHER}"
+        ) from None
+    kept = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if "position" in name
+        and getattr(module, "padding_idx", None) is not None
+        and len(module.weight) == positions
+    ]
+    return positions - max(kept, default=0)
+
+
+ANOTHER = "choose another model, such as distilbert/distilbert-base-uncased"
+
+
+def require_sound(model: nn.Module, tokenizer, given: str) -> None:
+    """Raises `UserError` unless the model takes texts, reads their words, and gives logits for one
+    that do not depend on what stands beside it in a batch.
+
+    If they do, the tokenizer is made to pad on the other side: XLNet reads its logits at the last
+    place of a row, GPT-2 counts positions from the first. Draws nothing from torch's generators.
+    """
+    text_config = model.config.get_text_config()
+    if text_config.pad_token_id is None:  # GPT-2's: only the tokenizer knows the token
+        text_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    kind, own = type(model).__name__, tokenizer.padding_side
+    try:
+        for side in (own, "left" if own == "right" else "right"):
+            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
+            fault = find_fault(model, tokenizer)
+            if not fault:
+                return
+    except Exception as error:  # whatever that model's code raises for texts
+        kind, fault = f"{kind} fails", f"({type(error).__name__}: {in_few_words(error)})"
+    raise UserError(f"{given}: {kind} {fault}; {ANOTHER}")
+
+
+@torch.no_grad()
+def find_fault(model: nn.Module, tokenizer) -> str:
+    """What is wrong with the model's logits; empty if nothing is."""
+    texts = made_up_texts(tokenizer)
+    batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+    was_training = model.training
+    model.eval()
+    alone = torch.cat([model(input_ids=torch.tensor([text])).logits for text in texts])
+    beside = model(**batch).logits
+    with torch.random.fork_rng(devices=[]):  # its dropout draws as if it had not been here
+        model.train()(**batch)  # in training, Reformer takes other lengths
+    model.train(was_training)
+    if not (alone - beside).abs().max() <= TOLERANCE * alone.abs().max():
+        return "gives a text other logits when longer texts are beside it in a batch"
+    if torch.equal(alone[1], alone[2]):
+        return "gives texts of other words the same logits"
+    return ""
+
+
+def made_up_texts(tokenizer) -> list[list[int]]:
+    """Token ids of three texts: a short one, a longer one, and that with another word in it."""
+    example = tokenizer("text", return_special_tokens_mask=True)
+    ids, added = example["input_ids"], example["special_tokens_mask"]
+    inside = [place for place, special in enumerate(added) if not special]
+    before, after = ids[: inside[0]], ids[inside[-1] + 1 :]
+    vocabulary = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+    words = [vocabulary[len(vocabulary) * part // 20] for part in range(20)]
+    long = words[: min(16, tokenizer.model_max_length - len(before) - len(after))]
+    other = long.copy()
+    other[len(long) // 2] = words[-1]
+    return [before + words + after for words in (long[:1], long, other)]
