@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 
 FAMILIES = sorted(CLASSIFIERS)
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
+VOCABULARY = [*SPECIAL.values(), *WORDS, *"w0123456789\u0120"]
 POSITIONS = 66  # of which RoBERTa and its kin use 64
 
 SIZES = {
@@ -41,7 +42,7 @@ SIZES = {
     **dict.fromkeys(["n_group", "topk_group", "n_shared_experts", "first_k_dense_replace"], 1),
     "query_pre_attn_scalar": 16,
     "sliding_window": 16,
-    "vocab_size": len(SPECIAL) + len(WORDS),
+    "vocab_size": len(VOCABULARY),
 }
 # What a family's sizes must be besides, to fit each other or to be small.
 TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
@@ -76,6 +77,7 @@ OWN: dict[str, dict] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
     "lilt": {"hidden_size": 48},
+    "longformer": {"attention_window": [8, 8]},
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 16},
     "markuplm": {"max_depth": 4, "xpath_unit_hidden_size": 4},
     "mistral4": {"qk_head_dim": 32, "rope_parameters": LLAMA_4},
@@ -94,21 +96,29 @@ OWN: dict[str, dict] = {
     "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20, "shape_embed_dim": 32},
     "t5": {"decoder_start_token_id": 1},  # as every T5 on the Hub has
     "xmod": {"default_language": "en_XX"},
-    "zamba": {**MAMBA, "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "zamba": {
+        **MAMBA,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+    },
     "zamba2": {**MAMBA, "mamba_headdim": 16, "n_mamba_heads": 4},
 }
 
 
 def make_tokenizer(folder: Path, **options) -> None:
-    """<s> words </s>. It states no length, unless `options` do."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL.values(), *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    """<s> words </s>. It states no length, unless `options` do.
+
+    By byte pairs, because transformers takes every tokenizer of a Qwen2 for one of those.
+    """
+    vocabulary = {token: number for number, token in enumerate(VOCABULARY)}
+    merges = [(word[:-1], word[-1]) for word in WORDS]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
     special = {f"{name}_token": token for name, token in SPECIAL.items()}
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **special, **options
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **options).save_pretrained(
+        folder
+    )
 
 
 def tiny_config(kind: str, own: dict | None = None):

@@ -101,7 +101,7 @@ def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, pro
 def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_size):
     """Red: logits written in the loader's order; the mask not passed on."""
     tokenizer, rows = test_set
-    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    model = load_model(str(tiny), ["negative", "positive"], tokenizer).eval()
     alone = [model(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
     batches = eval_batches(rows, batch_size, tokenizer, ONE_PROCESS)
     logits = predict(model, batches, len(rows), Accelerator())
@@ -111,7 +111,7 @@ def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_si
 def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
     """Red: the check of the last column removed from predict."""
     tokenizer, rows = test_set
-    model = load_model(str(tiny), ["negative", "positive"])
+    model = load_model(str(tiny), ["negative", "positive"], tokenizer)
 
     batches = list(eval_batches(rows, 8, tokenizer, ONE_PROCESS))
     batches[0][0][0] = batches[0][0][1]
@@ -122,7 +122,7 @@ def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
 def test_padding_changes_no_logit_and_gets_no_attention(tiny):
     """Whatever stands in the padding. Red: collator drops every attention_mask."""
     tokenizer = load_tokenizer(str(tiny), max_length=32)
-    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    model = load_model(str(tiny), ["negative", "positive"], tokenizer).eval()
     rows = [{"input_ids": [2, 9, 8, 3], "labels": 0}, {"input_ids": [2, *[7] * 20, 3], "labels": 1}]
     batch = Collator(tokenizer)(rows)
     logits = model(batch["input_ids"], batch["attention_mask"]).logits

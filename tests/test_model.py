@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import make_model
+from families import make_family
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from model import freeze_unused, load_model, parameter_groups
+from model import freeze_unused, load_model, load_tokenizer, parameter_groups
 
 SMALL = {
     "hidden_size": 16,
@@ -26,6 +27,12 @@ MODELS = {
     "deberta-v2": {**SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "electra": {**SMALL, "embedding_size": 16},
 }
+
+
+def load_named(folder, names: list[str], **options):
+    """The model in `folder`, with the tokenizer there, and classes of those names."""
+    tokenizer = load_tokenizer(str(folder), max_length=16)
+    return load_model(str(folder), names, tokenizer, **options)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -54,7 +61,7 @@ def test_weights_are_float32_whatever_the_file_holds(tmp_path):
     folder = make_model(tmp_path / "half", dtype="bfloat16")
     half = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.bfloat16)
     half.save_pretrained(folder)
-    model = load_model(str(folder), ["a", "b", "c"])
+    model = load_named(folder, ["a", "b", "c"])
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.classifier.out_features == 3
@@ -67,7 +74,7 @@ def test_weights_that_no_logit_depends_on_are_not_trained():
         model = AutoModelForSequenceClassification.from_config(
             AutoConfig.for_model(kind, **MODELS[kind])
         )
-        freeze_unused(model)
+        freeze_unused(model, [0])
         found = [
             name for name, parameter in model.named_parameters() if not parameter.requires_grad
         ]
@@ -77,10 +84,10 @@ def test_weights_that_no_logit_depends_on_are_not_trained():
 
 def test_dropouts_are_set_where_the_model_has_them(tiny):
     """Red: `overrides` not passed on by load_model."""
-    own = load_model(str(tiny), ["a", "b"])
+    own = load_named(tiny, ["a", "b"])
     assert own.config.attention_dropout == 0.0
     assert own.config.dropout == 0.1
-    off = load_model(str(tiny), ["a", "b"], dropout=0.0)
+    off = load_named(tiny, ["a", "b"], dropout=0.0)
     assert {m.p for m in off.modules() if isinstance(m, nn.Dropout)} == {0.0}
 
 
@@ -88,9 +95,7 @@ def test_dropouts_are_set_where_the_model_has_them(tiny):
 def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
     """Its head's, too. Red: load_model with a list of names, without ALBERT's
     classifier_dropout_prob."""
-    sizes = MODELS.get(kind, {**SMALL, "embedding_size": 16})
-    AutoModel.from_config(AutoConfig.for_model(kind, **sizes)).save_pretrained(tmp_path)
-    model = load_model(str(tmp_path), ["a", "b"], dropout=0.0)
+    model = load_named(make_family(kind, tmp_path), ["a", "b"], dropout=0.0)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
     left = {key: value for key, value in model.config.to_dict().items() if "dropout" in key}
     assert not any(left.values()), left
@@ -99,12 +104,9 @@ def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus"])
 def test_attention_that_switches_itself_off_is_off_from_the_start(kind, tmp_path):
     """Also in what is saved. Red: no look at "block_sparse" in load_model."""
-    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50}
-    sizes |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "eos_token_id": 1}
-    config = AutoConfig.for_model(kind, **(SMALL if kind == "big_bird" else sizes))
-    assert config.attention_type == "block_sparse"
-    AutoModel.from_config(config).save_pretrained(tmp_path)
-    assert load_model(str(tmp_path), ["a", "b"]).config.attention_type == "original_full"
+    make_family(kind, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).attention_type == "block_sparse"
+    assert load_named(tmp_path, ["a", "b"]).config.attention_type == "original_full"
 
 
 def test_the_head_is_drawn_from_torchs_generator(tiny):
@@ -112,6 +114,6 @@ def test_the_head_is_drawn_from_torchs_generator(tiny):
     heads = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        heads.append(load_model(str(tiny), ["a", "b"]).classifier.weight)
+        heads.append(load_named(tiny, ["a", "b"]).classifier.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
