@@ -53,22 +53,32 @@ def require_sound(model: nn.Module, tokenizer, given: str) -> None:
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:  # GPT-2's: only the tokenizer knows the token
         text_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    kind, own = type(model).__name__, tokenizer.padding_side
+    own, faults = tokenizer.padding_side, []
+    for side in (own, "left" if own == "right" else "right"):
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
+        faults.append(find_fault(model, tokenizer))
+        if not faults[-1]:
+            return
+    raise UserError(f"{given}: {type(model).__name__} {faults[0]}; {ANOTHER}")
+
+
+def find_fault(model: nn.Module, tokenizer) -> str:
+    """What is wrong with the model's logits; empty if nothing is."""
     try:
-        for side in (own, "left" if own == "right" else "right"):
-            tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = side
-            fault = find_fault(model, tokenizer)
-            if not fault:
-                return
+        alone, beside = logits_alone_and_beside(model, made_up_texts(tokenizer), tokenizer)
     except Exception as error:  # whatever that model's code raises for texts
-        kind, fault = f"{kind} fails", f"({type(error).__name__}: {in_few_words(error)})"
-    raise UserError(f"{given}: {kind} {fault}; {ANOTHER}")
+        return f"fails ({type(error).__name__}: {in_few_words(error)})"
+    if not alone.isfinite().all():
+        return "gives logits that are not finite"
+    if (alone - beside).abs().max() > TOLERANCE * alone.abs().max():
+        return "gives a text other logits when longer texts are beside it in a batch"
+    if torch.equal(alone[1], alone[2]):
+        return "gives texts of other words the same logits"
+    return ""
 
 
 @torch.no_grad()
-def find_fault(model: nn.Module, tokenizer) -> str:
-    """What is wrong with the model's logits; empty if nothing is."""
-    texts = made_up_texts(tokenizer)
+def logits_alone_and_beside(model: nn.Module, texts: list[list[int]], tokenizer):
     batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
     was_training = model.training
     model.eval()
@@ -77,11 +87,7 @@ def find_fault(model: nn.Module, tokenizer) -> str:
     with torch.random.fork_rng(devices=[]):  # its dropout draws as if it had not been here
         model.train()(input_ids=batch["input_ids"][1:2])  # Reformer then takes other lengths
     model.train(was_training)
-    if not (alone - beside).abs().max() <= TOLERANCE * alone.abs().max():
-        return "gives a text other logits when longer texts are beside it in a batch"
-    if torch.equal(alone[1], alone[2]):
-        return "gives texts of other words the same logits"
-    return ""
+    return alone, beside
 
 
 def made_up_texts(tokenizer) -> list[list[int]]:

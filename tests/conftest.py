@@ -100,6 +100,10 @@ def corpus(tmp_path_factory) -> Path:
 def fresh_accelerate():
     """Accelerate keeps its state, such as the precision, in singletons: each test has its own."""
     yield
+    fresh_state()
+
+
+def fresh_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

@@ -1,4 +1,5 @@
-"""A tiny random model of every family of text classifiers that transformers has, with a tokenizer.
+"""A tiny random model of every family of text classifiers that transformers has, and what is done
+with it: trained on texts of which some have the end token inside, and asked for predictions.
 
 The sizes are those that a family's configuration has by name; what a family needs besides is in
 `OWN`.
@@ -7,7 +8,7 @@ The sizes are those that a family's configuration has by name; what a family nee
 from pathlib import Path
 
 import torch
-from conftest import WORDS
+from conftest import WORDS, make_rows, train_small, write_csv
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CONFIG_MAPPING,
@@ -18,6 +19,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as CLASSIFIERS,
 )
+
+import eval as evaluation
+from config import EvalConfig
 
 FAMILIES = sorted(CLASSIFIERS)
 SPECIAL = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
@@ -45,17 +49,17 @@ SIZES = {
     "vocab_size": len(VOCABULARY),
 }
 # What a family's sizes must be besides, to fit each other or to be small.
-TWO_KINDS = {"layer_types": ["linear_attention", "full_attention"]}
 LINEAR = {
-    **TWO_KINDS,
+    "layer_types": ["linear_attention", "full_attention"],
     **dict.fromkeys(["linear_num_key_heads", "linear_num_value_heads"], 2),
     **dict.fromkeys(["linear_key_head_dim", "linear_value_head_dim"], 16),
 }
 ROPE = {"rope_theta": 1e4, "rope_type": "default"}
 LLAMA_4 = {**ROPE, "original_max_position_embeddings": 66, "llama_4_scaling_beta": 0.1}
+KINDS = ["linear_attention", "hybrid"]
 MAMBA = {
     "num_hidden_layers": 2,
-    "layers_block_type": ["linear_attention", "hybrid"],
+    "layers_block_type": KINDS,
     **dict.fromkeys(["mamba_d_state", "mamba_dt_rank", "adapter_rank"], 4),
     "attention_hidden_size": 64,
     "attention_head_dim": 32,
@@ -64,9 +68,10 @@ OWN: dict[str, dict] = {
     "canine": {"num_hash_buckets": 64},
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"],
-        "rope_parameters": dict.fromkeys(
-            ["sliding_attention", "full_attention"], {**ROPE, "mrope_section": [4, 2, 2]}
-        ),
+        "rope_parameters": {
+            kind: {**ROPE, "mrope_section": [4, 2, 2]}
+            for kind in ("sliding_attention", "full_attention")
+        },
     },
     "deberta": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
@@ -155,3 +160,23 @@ def make_family(kind: str, folder: Path, **own) -> Path:
         model = config
     model.save_pretrained(folder)
     return folder
+
+
+TEXTS = [
+    (text if number % 7 else f"{text} </s> w3", label)
+    for number, (text, label) in enumerate(make_rows(60, seed=1))
+]
+
+
+def train_family(model: Path, output: Path, **flags) -> Path:
+    """`output` of six steps with dropout; texts are cut at 32 tokens."""
+    data = write_csv(output.parent / "texts.csv", TEXTS)
+    few = {"max_steps": 6, "logging_steps": 2, "eval_steps": 4, "save_steps": 2}
+    train_small(model=model, dataset=data, output_dir=output, **few | flags)
+    return output
+
+
+def logits_in_batches_of(size: int, best: Path) -> torch.Tensor:
+    """(60, 2), by eval.py's classifier."""
+    given = EvalConfig(ckpt=str(best), num_threads=1, per_device_eval_batch_size=size)
+    return evaluation.open_classifier(given).logits([(text,) for text, _ in TEXTS])
