@@ -40,7 +40,8 @@ from runtime.checkpoint import read_training_settings
 from runtime.draw import sample
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
-from runtime.hub import full_path, read_class_names
+from runtime.heads import read_class_names, require_one_label
+from runtime.hub import find_checkpoint, full_path, weight_files
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
@@ -60,7 +61,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     accelerator: Accelerator
     batch_size: int
-    weights_stat: os.stat_result  # taken before loading, to notice a replacement since
+    weights: dict[Path, os.stat_result]  # taken before loading, to notice a replacement since
 
     @property
     def text_column(self) -> str:
@@ -68,7 +69,8 @@ class Classifier:
 
     def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
         """(texts, classes) of about a thousand texts, or pairs of them."""
-        truncation = self.trained.get("truncation", "head")
+        own = "tail" if self.tokenizer.truncation_side == "left" else "head"
+        truncation = self.trained.get("truncation", own)
         ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
         batches = eval_batches(
             Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
@@ -86,18 +88,20 @@ class Classifier:
 
 
 def open_classifier(config: EvalConfig) -> Classifier:
-    folder = Path(config.ckpt)
+    folder = find_checkpoint(config.ckpt)
     trained = read_training_settings(folder)
-    weights_stat = (folder / "model.safetensors").stat()
+    weights = {file: file.stat() for file in weight_files(folder)}
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
     accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no")
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
-    tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
-    model = load_classifier(config.ckpt, tokenizer, flag="--ckpt")
-    names = read_class_names(model, config.ckpt)
+    name = str(folder)
+    tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag="--ckpt")
+    model = load_classifier(name, tokenizer, flag="--ckpt")
+    require_one_label(model.config, f"--ckpt {config.ckpt}")
+    names = read_class_names(model.config, f"--ckpt {config.ckpt}")
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return Classifier(
         folder=folder,
@@ -107,7 +111,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
         tokenizer=tokenizer,
         accelerator=accelerator,
         batch_size=config.per_device_eval_batch_size,
-        weights_stat=weights_stat,
+        weights=weights,
     )
 
 
@@ -124,15 +128,10 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     settings = choose_test(config, classifier.trained)
     known = read_seen(classifier.folder)
     test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
-    weights = classifier.folder / "model.safetensors"
     texts = hashlib.sha256(test.hashes.tobytes() + test.labels.tobytes()).hexdigest()
-    identity = settings | {"texts": texts[:16], "weights": sha256_of(weights)}
-    now, then = weights.stat(), classifier.weights_stat
-    if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
-        raise UserError(
-            f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
-        )
-    path = Path(config.report or classifier.folder / "report_test.json")
+    identity = settings | {"texts": texts[:16], "weights": sum_of_weights(classifier)}
+    beside = classifier.folder if os.path.exists(config.ckpt) else Path()  # not in the Hub's cache
+    path = Path(config.report or beside / "report_test.json")
     refuse_to_replace(path, identity, config.overwrite)
     logits, labels = classifier.logits_of(test), torch.as_tensor(test.labels)
     report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
@@ -148,6 +147,19 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
             print(line)
         show(report)
         print(f"written to {path}")
+
+
+def sum_of_weights(classifier: Classifier) -> str:
+    """A checksum of the files that were loaded. Raises `UserError` if they were replaced since."""
+    sums = []
+    for file, then in classifier.weights.items():
+        sums.append(sha256_of(file))
+        now = file.stat()
+        if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
+            raise UserError(
+                f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
+            )
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 TEST_SETTINGS = (

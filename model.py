@@ -14,16 +14,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.pytorch_utils import Conv1D
 
 from runtime.flags import UserError
+from runtime.heads import describe_head, draw_head, has_head, match_classes, order_rows
 from runtime.hub import check_tokenizer, load_pretrained, require_weights
 from runtime.probe import made_up_texts, position_limit, require_sound
 
 # ---------------------------------------------------------------- tokenizer
 
+UNLIMITED = 2**31
 
-def load_tokenizer(
-    name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
-):
-    """The fast tokenizer of `name`, truncating at `max_length` (None: 512, or the model's limit).
+
+def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512, flag="--model"):
+    """The fast tokenizer of `name`, truncating at `max_length` (-1: the model's limit, or 512 if
+    it has none).
 
     Raises `UserError` without a fast tokenizer, a padding token or a vocabulary that fits the
     model, and for a `max_length` beyond the model's limit.
@@ -32,13 +34,16 @@ def load_tokenizer(
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
     check_tokenizer(tokenizer, model_config, f"{flag} {name}")
     positions = position_limit(model_config, f"{flag} {name}")
-    limit = min(tokenizer.model_max_length, positions or 2**31)
-    max_length = min(512, limit) if max_length is None else max_length
+    limit = min(tokenizer.model_max_length, positions or UNLIMITED)
+    if max_length == -1:
+        max_length = 512 if limit == UNLIMITED else limit
     special = tokenizer.num_special_tokens_to_add()
     if not special < max_length <= limit:
+        most = "" if limit == UNLIMITED else f" and reads at most {limit}"
+        give = f"more than {special}" if limit == UNLIMITED else f"{special + 1} to {limit}"
         raise UserError(
-            f"--max_length {max_length}: {name} adds {special} tokens to each text and reads at "
-            f"most {limit}; give {special + 1} to {limit}"
+            f"--max_length {max_length}: {name} adds {special} tokens to each text{most}; "
+            f"give {give}"
         )
     tokenizer.model_max_length = max_length  # saved in best/: a pipeline truncates there, too
     if getattr(model_config, "is_encoder_decoder", False):
@@ -62,42 +67,47 @@ def keep_end_token_out(tokenizer) -> None:
 # ---------------------------------------------------------------- model
 
 
-def load_model(
-    name: str,
-    label_names: list[str],
-    tokenizer,
-    revision: str | None = None,
-    attention_dropout: float = 0.0,
-    dropout: float | None = None,
-):
-    """`name` with a new classification head of `len(label_names)` outputs, in float32.
+def load_model(config, label_names: list[str], tokenizer):
+    """(`config.model` as a classifier of those labels in float32, lines for the user.)
 
-    The head is drawn from torch's global generator. Weights are float32 whatever the file holds: a
-    bfloat16 weight near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the
-    encoder that its config.json describes.
+    Its head is a new one, drawn from torch's global generator; with `config.keep_head` its own,
+    whose rows are matched by name. Weights are float32 whatever the file holds: a bfloat16 weight
+    near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the encoder that its
+    config.json describes.
     """
-    model_config = load_pretrained(AutoConfig, name, revision)
-    overrides = {}  # a dropout of None keeps the model's own values
-    for key, default in model_config.to_dict().items():
-        value = attention_dropout if key.startswith("attention") else dropout
-        if "dropout" in key and value is not None and not isinstance(default, bool):
-            overrides[key] = value
-    if getattr(model_config, "attention_type", None) == "block_sparse":
-        # BigBird's sparse attention switches itself off for good at the first short batch: an
-        # evaluation would change the training after it, and a resume could not repeat that.
-        overrides["attention_type"] = "original_full"
+    name = config.model
+    model_config = load_pretrained(AutoConfig, name, config.revision)
+    order = match_classes(model_config, label_names, f"--model {name}") if config.keep_head else []
     model = load_classifier(
         name,
         tokenizer,
-        revision,
-        new_head=True,
+        config.revision,
+        new_head=not config.keep_head,
         id2label=dict(enumerate(label_names)),
         label2id={label: index for index, label in enumerate(label_names)},
         problem_type="single_label_classification",
-        **overrides,
+        **changed_fields(model_config, config),
     )
+    if order:
+        order_rows(model, order)
+    elif has_head(model_config):
+        draw_head(model)
     freeze_unused(model, made_up_texts(tokenizer)[1])
-    return model
+    return model, describe_head(model_config, name, config.keep_head)
+
+
+def changed_fields(model_config, config) -> dict:
+    """The fields of a model's configuration that a run's config changes."""
+    changed = {}  # a dropout of None keeps the model's own values
+    for key, default in model_config.to_dict().items():
+        value = config.attention_dropout if key.startswith("attention") else config.dropout
+        if "dropout" in key and value is not None and not isinstance(default, bool):
+            changed[key] = value
+    if getattr(model_config, "attention_type", None) == "block_sparse":
+        # BigBird's sparse attention switches itself off for good at the first short batch: an
+        # evaluation would change the training after it, and a resume could not repeat that.
+        changed["attention_type"] = "original_full"
+    return changed
 
 
 def load_classifier(

@@ -221,14 +221,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head
-        model = load_model(
-            config.model,
-            splits.names,
-            tokenizer,
-            config.revision,
-            config.attention_dropout,
-            config.dropout,
-        )
+        model, notes = load_model(config, splits.names, tokenizer)
     settings |= {
         "data": fingerprint(splits.train, splits.validation),
         "classes": splits.names,
@@ -263,7 +256,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         validation_set=splits.validation,
         validation_sample=sample(splits.validation, config.eval_samples, config.validation_seed),
         seen=splits.seen,
-        notes=splits.notes,
+        notes=[*splits.notes, *notes],
         plan=plan,
         total_steps=total_steps,
         progress=Progress(),

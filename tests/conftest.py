@@ -64,6 +64,15 @@ def make_model(folder: Path, **config) -> Path:
     return folder
 
 
+def load_named(folder: Path, names: list[str], **flags):
+    """The model in `folder`, with the tokenizer there, for classes of those names."""
+    from config import Config
+    from model import load_model, load_tokenizer
+
+    config = Config(model=str(folder), max_length=16, **flags)
+    return load_model(config, names, load_tokenizer(config.model, max_length=16))[0]
+
+
 def make_rows(count: int, seed: int, classes=("negative", "positive")) -> list[tuple[str, str]]:
     """(text, label) rows of 3 to 40 words, some above 32 tokens; one word shows the label."""
     rng = random.Random(seed)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from conftest import make_model
-from families import make_family
+from conftest import load_named, make_model
+from families import OWN, make_family, make_tokenizer, tiny_config
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from config import Config
 from model import freeze_unused, load_model, load_tokenizer, parameter_groups
 
 SMALL = {
@@ -27,12 +28,6 @@ MODELS = {
     "deberta-v2": {**SMALL, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "electra": {**SMALL, "embedding_size": 16},
 }
-
-
-def load_named(folder, names: list[str], **options):
-    """The model in `folder`, with the tokenizer there, and classes of those names."""
-    tokenizer = load_tokenizer(str(folder), max_length=16)
-    return load_model(str(folder), names, tokenizer, **options)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -83,7 +78,7 @@ def test_weights_that_no_logit_depends_on_are_not_trained():
 
 
 def test_dropouts_are_set_where_the_model_has_them(tiny):
-    """Red: `overrides` not passed on by load_model."""
+    """Red: `changed_fields` not passed on by load_model."""
     own = load_named(tiny, ["a", "b"])
     assert own.config.attention_dropout == 0.0
     assert own.config.dropout == 0.1
@@ -93,7 +88,7 @@ def test_dropouts_are_set_where_the_model_has_them(tiny):
 
 @pytest.mark.parametrize("kind", [*MODELS, "albert"])
 def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
-    """Its head's, too. Red: load_model with a list of names, without ALBERT's
+    """Its head's, too. Red: changed_fields with a list of names, without ALBERT's
     classifier_dropout_prob."""
     model = load_named(make_family(kind, tmp_path), ["a", "b"], dropout=0.0)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
@@ -103,7 +98,7 @@ def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["big_bird", "bigbird_pegasus"])
 def test_attention_that_switches_itself_off_is_off_from_the_start(kind, tmp_path):
-    """Also in what is saved. Red: no look at "block_sparse" in load_model."""
+    """Also in what is saved. Red: no look at "block_sparse" in changed_fields."""
     make_family(kind, tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).attention_type == "block_sparse"
     assert load_named(tmp_path, ["a", "b"]).config.attention_type == "original_full"
@@ -117,3 +112,60 @@ def test_the_head_is_drawn_from_torchs_generator(tiny):
         heads.append(load_named(tiny, ["a", "b"]).classifier.weight)
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+HEADS = ["distilbert", "roberta", "bart", "xlnet", "modernbert", "t5"]
+
+
+@pytest.fixture(params=HEADS)
+def classifier(request, tmp_path):
+    """A folder with a classifier of c, a and b, in this order; its weights."""
+    names = {0: "c", 1: "a", 2: "b"}
+    model = AutoModelForSequenceClassification.from_config(
+        tiny_config(request.param, {**OWN.get(request.param, {}), "id2label": names})
+    )
+    model.save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    return tmp_path, model.eval()
+
+
+def test_a_classifier_gets_a_new_head_whatever_its_classes(classifier):
+    """In whole, and nothing but it. Red: no draw_head in load_model (kept if as many classes);
+    draw_head with every part."""
+    folder, model = classifier
+    for names in (["a", "b", "c"], ["x", "y"]):
+        loaded = load_named(folder, names)
+        before = dict(model.named_parameters())
+        for name, parameter in loaded.named_parameters():
+            inside = name.startswith(f"{model.base_model_prefix}.")
+            same = torch.equal(parameter, before[name])
+            assert same if inside else (not same or is_constant(parameter)), name
+
+
+def is_constant(parameter) -> bool:
+    """A bias of a new head is 0, a norm 1, in any."""
+    return len(parameter.unique()) == 1
+
+
+def test_a_kept_head_has_its_rows_by_name(classifier):
+    """Red: `order_rows` left out of load_model."""
+    folder, model = classifier
+    kept = load_named(folder, ["a", "b", "c"], keep_head=True).eval()
+    text = torch.tensor([[0, 8, 9, 10, 2]])
+    with torch.no_grad():
+        expected = model(input_ids=text).logits[:, [1, 2, 0]]
+        torch.testing.assert_close(kept(input_ids=text).logits, expected)
+    assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
+
+
+def test_a_line_says_what_becomes_of_a_head(tiny, classifier):
+    """Red: describe_head without `keep_head`; without its look for a head."""
+    folder, _ = classifier
+    texts = load_tokenizer(str(folder), max_length=16)
+    for keep, line in ((False, "gets a new head; --keep_head keeps"), (True, "whose head is kept")):
+        config = Config(model=str(folder), keep_head=keep)
+        (said,) = load_model(config, ["a", "b", "c"], texts)[1]
+        assert line in said
+    assert (
+        load_model(Config(model=str(tiny)), ["a"], load_tokenizer(str(tiny), max_length=9))[1] == []
+    )

@@ -11,18 +11,9 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_rows, write_csv
 
-RUNTIME = ["streams", "flags", "folders", "environment", "formats", "hub", "probe", "tables"]
-RUNTIME += [
-    "seen",
-    "draw",
-    "splits",
-    "cache",
-    "processes",
-    "deepspeed",
-    "engines",
-    "checkpoint",
-    "monitor",
-]
+RUNTIME = ["streams", "flags", "folders", "environment", "formats", "heads", "hub", "probe"]
+RUNTIME += ["tables", "seen", "draw", "splits", "cache", "processes", "deepspeed", "engines"]
+RUNTIME += ["checkpoint", "monitor"]
 TOP = ["config", "data", "model"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + TOP
