@@ -106,6 +106,9 @@ class Config:
         one_of("auto", "no", "fp16", "bf16"),
     )
     num_threads: int | None = adjustable(None, "CPU threads; default: cores/processes", AT_LEAST_1)
+    gradient_checkpointing: bool = adjustable(
+        False, "less memory, more time: layers are computed again in the backward pass"
+    )
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
     full_determinism: bool = flag(False, "use deterministic GPU kernels; slower")
 

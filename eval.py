@@ -229,6 +229,8 @@ def describe_seen(known: Seen, seen: dict[str, int], test: LabelledTexts, folder
 
 # ---------------------------------------------------------------- the command
 
+IF_OUT_OF_MEMORY = "give a lower --per_device_eval_batch_size"
+
 
 def main(argv=None) -> None:
     predict_or_report(parse(EvalConfig, argv, config_file=False))
@@ -265,4 +267,4 @@ def check_flags(config: EvalConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: predict_or_report(GIVEN))
+    run_command(lambda: predict_or_report(GIVEN), IF_OUT_OF_MEMORY)

@@ -93,7 +93,20 @@ def load_model(config, label_names: list[str], tokenizer):
     elif has_head(model_config):
         draw_head(model)
     freeze_unused(model, made_up_texts(tokenizer)[1])
+    if config.gradient_checkpointing:
+        recompute_layers(model, name)
     return model, describe_head(model_config, name, config.keep_head)
+
+
+def recompute_layers(model: nn.Module, name: str) -> None:
+    """Keep each layer's input alone for the backward pass, which computes the layer again, with the
+    same dropout."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"--gradient_checkpointing: --model {name}, a {type(model).__name__}, has none; "
+            "leave it out"
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def changed_fields(model_config, config) -> dict:

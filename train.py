@@ -286,6 +286,12 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
 
 # ---------------------------------------------------------------- the command
 
+IF_OUT_OF_MEMORY = (
+    "give --gradient_checkpointing, a lower --per_device_train_batch_size with as much more "
+    "--gradient_accumulation_steps, a lower --per_device_eval_batch_size (the run then resumes), "
+    "or another --output_dir with a lower --max_length"
+)
+
 
 def main(argv=None) -> int:
     return fine_tune(parse(Config, argv))
@@ -340,4 +346,4 @@ def conclude(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: fine_tune(GIVEN))
+    run_command(lambda: fine_tune(GIVEN), IF_OUT_OF_MEMORY)

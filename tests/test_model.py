@@ -1,14 +1,22 @@
 """Which parameters decay, and what is loaded."""
 
+import re
+
 import pytest
 import torch
-from conftest import load_named, make_model
+from conftest import load_named, make_model, train_small, weights_of, write_csv
+from events import before_update
 from families import OWN, make_family, make_tokenizer, tiny_config
+from test_loop import assert_same_bits
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+import eval as evaluation
+import train
 from config import Config
 from model import freeze_unused, load_model, load_tokenizer, parameter_groups
+from runtime.flags import UserError
+from runtime.processes import run_command
 
 SMALL = {
     "hidden_size": 16,
@@ -169,3 +177,107 @@ def test_a_line_says_what_becomes_of_a_head(tiny, classifier):
     assert (
         load_model(Config(model=str(tiny)), ["a"], load_tokenizer(str(tiny), max_length=9))[1] == []
     )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_layers_computed_again_give_the_same_bits_in_less_memory(train_command, tmp_path):
+    """With dropout. Red: `preserve_rng_state=False` in recompute_layers; no call of it."""
+    kept = train_command(output_dir=tmp_path / "kept", max_steps=10)
+    again = train_command(output_dir=tmp_path / "again", max_steps=10, gradient_checkpointing=True)
+    assert_same_bits(kept, again)
+    config = (tmp_path / "kept" / "best" / "config.json").read_text()
+    assert (tmp_path / "again" / "best" / "config.json").read_text() == config
+    sizes = []
+    for flags in ({}, {"gradient_checkpointing": True}):
+        model = load_named(tmp_path / "kept" / "best", ["negative", "positive"], **flags).train()
+        sizes.append(bytes_for_backward(model))
+    assert sizes[1] < sizes[0] / 2
+
+
+def bytes_for_backward(model) -> int:
+    """What a forward pass keeps for the backward pass, but for the weights themselves."""
+    kept = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in weights:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(input_ids=torch.full((8, 16), 7))
+    assert output.logits.requires_grad
+    return sum(kept.values())
+
+
+def test_a_model_that_cannot_compute_layers_again_is_refused(tmp_path):
+    """Red: recompute_layers without its check (a ValueError of transformers)."""
+    make_family("funnel", tmp_path)
+    with pytest.raises(UserError, match="a FunnelForSequenceClassification, has none"):
+        load_named(tmp_path, ["a", "b"], gradient_checkpointing=True)
+
+
+def too_much():
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def too_much_on_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a ...")
+
+
+@pytest.mark.parametrize("fail", [too_much, too_much_on_a_gpu])
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (
+            train,
+            "gradient_checkpointing per_device_train_batch_size gradient_accumulation_steps "
+            "per_device_eval_batch_size max_length",
+        ),
+        (evaluation, "per_device_eval_batch_size"),
+    ],
+)
+def test_too_little_memory_is_a_line_with_the_flags_that_help(fail, module, flags, capsys):
+    """Red: no look at NO_MEMORY in explain; one of its words left out."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(fail, module.IF_OUT_OF_MEMORY)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    amount = "20.00 MiB" if fail is too_much_on_a_gpu else f"{2**60} bytes"
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"error: out of memory ({amount} more were asked for); give ")
+    assert re.findall(r"--(\w+)", err.replace("another --output_dir", "")) == flags.split()
+
+
+def test_a_run_out_of_memory_goes_on_with_those_flags(train_command, tmp_path, monkeypatch):
+    """Red: `flag` for `adjustable` at gradient_checkpointing."""
+    flags = {"output_dir": tmp_path / "run", "max_steps": 12}
+    whole = train_command(**flags | {"output_dir": tmp_path / "whole"})
+    fail = before_update(lambda _, step: too_much() if step == 5 else None)
+    with fail, pytest.raises(RuntimeError, match="can't allocate"):
+        train_command(**flags)
+    run = train_command(**flags, gradient_checkpointing=True, per_device_eval_batch_size=2)
+    assert_same_weights(whole, run)
+
+
+def assert_same_weights(a, b) -> None:
+    ours, theirs = weights_of(a), weights_of(b)
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_texts_may_be_longer_than_512_tokens(tmp_path):
+    """As long as the model's positions. Red: `min(512, limit)` in load_tokenizer."""
+    make_family("modernbert", tmp_path / "model", max_position_embeddings=1024)
+    rows = [(" ".join(["w3", *["w9"] * (900 + n)]), "ab"[n % 2]) for n in range(16)]
+    data = write_csv(tmp_path / "x.csv", rows)
+    with pytest.raises(UserError, match="reads at most 1024; give 3 to 1024"):
+        train_small(model=tmp_path / "model", dataset=data, output_dir=tmp_path, max_length=1025)
+    train_small(
+        model=tmp_path / "model", dataset=data, output_dir=tmp_path, max_length=800, max_steps=1
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "best")
+    assert tokenizer.model_max_length == 800
+    assert len(tokenizer(rows[0][0], truncation=True)["input_ids"]) == 800
