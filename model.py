@@ -31,9 +31,9 @@ def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512
     model, and for a `max_length` beyond the model's limit.
     """
     model_config = load_pretrained(AutoConfig, name, revision, flag)
+    positions = position_limit(model_config, f"{flag} {name}")
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
     check_tokenizer(tokenizer, model_config, f"{flag} {name}")
-    positions = position_limit(model_config, f"{flag} {name}")
     limit = min(tokenizer.model_max_length, positions or UNLIMITED)
     if max_length == -1:
         max_length = 512 if limit == UNLIMITED else limit

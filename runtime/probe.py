@@ -6,7 +6,10 @@ data, weights decay, training.
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+)
 
 from runtime.flags import UserError
 from runtime.hub import LOADING_ERRORS, in_few_words
@@ -19,7 +22,12 @@ def position_limit(config, given: str) -> int | None:
 
     RoBERTa and its kin keep the first positions for padding: of 514 they use 512. Which models do
     shows in the table of positions alone, so the model is made, without memory for its weights.
+    Raises `UserError` for what cannot be made a text classifier, such as a model of images.
     """
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise UserError(
+            f"{given}: transformers has no text classifier of a {config.model_type}; {ANOTHER}"
+        )
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # -1 in XLNet's
         return None

@@ -69,6 +69,7 @@ def load_named(folder: Path, names: list[str], **flags):
     from config import Config
     from model import load_model, load_tokenizer
 
+    torch.set_num_threads(1)  # as in the other tests: more wait for each other on a busy machine
     config = Config(model=str(folder), max_length=16, **flags)
     return load_model(config, names, load_tokenizer(config.model, max_length=16))[0]
 

@@ -8,9 +8,16 @@ import pytest
 import torch
 from conftest import ROOT
 from events import dying_at
-from families import FAMILIES, TEXTS, logits_in_batches_of, make_family, train_family
+from families import (
+    FAMILIES,
+    TEXTS,
+    logits_in_batches_of,
+    make_family,
+    make_tokenizer,
+    train_family,
+)
 from test_loop import assert_same_bits
-from transformers import pipeline
+from transformers import AutoConfig, pipeline
 
 from model import load_tokenizer
 from runtime.flags import UserError
@@ -72,6 +79,15 @@ def test_what_does_not_read_single_texts_is_refused_in_one_line(kind, why, tmp_p
     assert why in line
     assert line.endswith("; choose another model, such as distilbert/distilbert-base-uncased")
     assert not (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.parametrize("kind", ["vit", "wav2vec2", "clip"])
+def test_a_model_of_images_or_sounds_is_refused(kind, tmp_path):
+    """Red: position_limit without its first check (a remedy that is none)."""
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=f"has no text classifier of a {kind}; choose another"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_model_that_reads_no_word_is_refused(tmp_path):

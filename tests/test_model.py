@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import eval as evaluation
 import train
-from config import Config
-from model import freeze_unused, load_model, load_tokenizer, parameter_groups
+from model import freeze_unused, parameter_groups
 from runtime.flags import UserError
 from runtime.processes import run_command
 
@@ -166,17 +165,17 @@ def test_a_kept_head_has_its_rows_by_name(classifier):
     assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
-def test_a_line_says_what_becomes_of_a_head(tiny, classifier):
-    """Red: describe_head without `keep_head`; without its look for a head."""
-    folder, _ = classifier
-    texts = load_tokenizer(str(folder), max_length=16)
-    for keep, line in ((False, "gets a new head; --keep_head keeps"), (True, "whose head is kept")):
-        config = Config(model=str(folder), keep_head=keep)
-        (said,) = load_model(config, ["a", "b", "c"], texts)[1]
+def test_a_line_says_what_becomes_of_a_head(tiny, train_command, tmp_path, capsys):
+    """Red: describe_head without `keep_head`; without its look for a head; notes left out of
+    set_up."""
+    best = train_command(output_dir=tmp_path / "a", max_steps=1) / "best"
+    assert "head" not in capsys.readouterr().out
+    lines = {False: "it gets a new head; --keep_head keeps its own", True: "whose head is kept"}
+    for keep, line in lines.items():
+        name = tmp_path / f"b{keep}"
+        train_command(model=best, keep_head=keep, output_dir=name, max_steps=1)
+        assert f"--model {best} is a classifier" in (said := capsys.readouterr().out)
         assert line in said
-    assert (
-        load_model(Config(model=str(tiny)), ["a"], load_tokenizer(str(tiny), max_length=9))[1] == []
-    )
 
 
 # ---------------------------------------------------------------- memory
