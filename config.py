@@ -56,6 +56,7 @@ class Config:
     # Model
     model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of an encoder")
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
+    keep_head: bool = flag(False, "start from the head of --model too, if it has these classes")
     max_length: int = flag(512, "tokens kept of a text", AT_LEAST_1)
     truncation: str = flag(
         "head",
@@ -105,6 +106,9 @@ class Config:
         one_of("auto", "no", "fp16", "bf16"),
     )
     num_threads: int | None = adjustable(None, "CPU threads; default: cores/processes", AT_LEAST_1)
+    gradient_checkpointing: bool = adjustable(
+        False, "less memory, more time: layers are computed again in the backward pass"
+    )
     torch_compile: bool = flag(False, "compile the model; minutes of start-up on CPU")
     full_determinism: bool = flag(False, "use deterministic GPU kernels; slower")
 
@@ -120,7 +124,7 @@ class LookConfig(Config):
 class EvalConfig:
     """An evaluation. Data flags that are not given are those of the training."""
 
-    ckpt: str = flag("best", "best/, or another folder of a saved classifier")
+    ckpt: str = flag("best", "best/, or the folder or Hub name of another classifier")
     text: tuple[str, ...] = flag((), "a text to classify; may be repeated")
     input: str | None = flag(None, "file of texts to classify")
     output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl, .parquet, ...")
@@ -134,7 +138,8 @@ class EvalConfig:
     max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
     report: str | None = flag(
-        None, "default: report_test.json, or report_<name of --dataset>.json, in --ckpt"
+        None,
+        "default: report_test.json, or report_<name of --dataset>.json, in --ckpt; here, if on the Hub",
     )
     overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

@@ -41,7 +41,8 @@ from runtime.draw import sample
 from runtime.environment import describe_environment
 from runtime.folders import sha256_of
 from runtime.formats import format_of, stem_of
-from runtime.hub import full_path, read_class_names
+from runtime.heads import read_class_names, require_one_label
+from runtime.hub import find_checkpoint, full_path, weight_files
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
@@ -61,7 +62,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     accelerator: Accelerator
     batch_size: int
-    weights_stat: os.stat_result  # taken before loading, to notice a replacement since
+    weights: dict[Path, os.stat_result]  # taken before loading, to notice a replacement since
 
     @property
     def text_column(self) -> str:
@@ -69,7 +70,8 @@ class Classifier:
 
     def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
         """(texts, classes) of about a thousand texts, or pairs of them."""
-        truncation = self.trained.get("truncation", "head")
+        own = "tail" if self.tokenizer.truncation_side == "left" else "head"
+        truncation = self.trained.get("truncation", own)
         ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
         batches = eval_batches(
             Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
@@ -87,18 +89,20 @@ class Classifier:
 
 
 def open_classifier(config: EvalConfig) -> Classifier:
-    folder = Path(config.ckpt)
+    folder = find_checkpoint(config.ckpt)
     trained = read_training_settings(folder)
-    weights_stat = (folder / "model.safetensors").stat()
+    weights = {file: file.stat() for file in weight_files(folder)}
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
     accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no")
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
-    tokenizer = load_tokenizer(config.ckpt, max_length=trained.get("max_length"), flag="--ckpt")
-    model = load_classifier(config.ckpt, flag="--ckpt")
-    names = read_class_names(model, config.ckpt)
+    name = str(folder)
+    tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag="--ckpt")
+    model = load_classifier(name, tokenizer, flag="--ckpt")
+    require_one_label(model.config, f"--ckpt {config.ckpt}")
+    names = read_class_names(model.config, f"--ckpt {config.ckpt}")
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return Classifier(
         folder=folder,
@@ -108,7 +112,7 @@ def open_classifier(config: EvalConfig) -> Classifier:
         tokenizer=tokenizer,
         accelerator=accelerator,
         batch_size=config.per_device_eval_batch_size,
-        weights_stat=weights_stat,
+        weights=weights,
     )
 
 
@@ -125,14 +129,8 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
     settings = choose_test(config, classifier.trained)
     known = read_seen(classifier.folder)
     test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
-    weights = classifier.folder / "model.safetensors"
     texts = hashlib.sha256(test.hashes.tobytes() + test.labels.tobytes()).hexdigest()
-    identity = settings | {"texts": texts[:16], "weights": sha256_of(weights)}
-    now, then = weights.stat(), classifier.weights_stat
-    if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
-        raise UserError(
-            f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
-        )
+    identity = settings | {"texts": texts[:16], "weights": sum_of_weights(classifier)}
     path = report_path(config, classifier)
     refuse_to_replace(path, identity, config.overwrite)
     logits, labels = classifier.logits_of(test), torch.as_tensor(test.labels)
@@ -152,14 +150,29 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
 
 
 def report_path(config: EvalConfig, classifier: Classifier) -> Path:
-    """Beside the weights: report_test.json, and report_june.json of --dataset june.csv."""
+    """Beside the weights report_test.json, and report_june.json of --dataset june.csv; here, if
+    the weights are of the Hub, whose cache is not for files of ours."""
     if config.report:
         return Path(config.report)
     name = "test"
     if config.dataset and full_path(config.dataset) != classifier.trained.get("dataset"):
         path = Path(config.dataset)
         name = stem_of(path) if format_of(path) else path.name
-    return classifier.folder / f"report_{name}.json"
+    beside = classifier.folder if os.path.exists(config.ckpt) else Path()
+    return beside / f"report_{name}.json"
+
+
+def sum_of_weights(classifier: Classifier) -> str:
+    """A checksum of the files that were loaded. Raises `UserError` if they were replaced since."""
+    sums = []
+    for file, then in classifier.weights.items():
+        sums.append(sha256_of(file))
+        now = file.stat()
+        if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
+            raise UserError(
+                f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
+            )
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 TEST_SETTINGS = (
@@ -229,6 +242,8 @@ def describe_seen(known: Seen, seen: dict[str, int], test: LabelledTexts, folder
 
 # ---------------------------------------------------------------- the command
 
+IF_OUT_OF_MEMORY = "give a lower --per_device_eval_batch_size"
+
 
 def main(argv=None) -> None:
     predict_or_report(parse(EvalConfig, argv, config_file=False))
@@ -265,4 +280,4 @@ def check_flags(config: EvalConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: predict_or_report(GIVEN))
+    run_command(lambda: predict_or_report(GIVEN), IF_OUT_OF_MEMORY)

@@ -7,88 +7,127 @@ groups; logits and scores. Independent of: the data set, the loop, the files we 
 from dataclasses import dataclass
 
 import torch
+from tokenizers import normalizers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from runtime.flags import UserError
+from runtime.heads import describe_head, draw_head, has_head, match_classes, order_rows
 from runtime.hub import check_tokenizer, load_pretrained, require_weights
+from runtime.probe import made_up_texts, position_limit, require_sound
 
 # ---------------------------------------------------------------- tokenizer
 
+UNLIMITED = 2**31
 
-def load_tokenizer(
-    name: str, revision: str | None = None, max_length: int | None = None, flag="--model"
-):
-    """The fast tokenizer of `name`, truncating at `max_length` (None: 512, or the model's limit).
+
+def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512, flag="--model"):
+    """The fast tokenizer of `name`, truncating at `max_length` (-1: the model's limit, or 512 if
+    it has none).
 
     Raises `UserError` without a fast tokenizer, a padding token or a vocabulary that fits the
     model, and for a `max_length` beyond the model's limit.
     """
     model_config = load_pretrained(AutoConfig, name, revision, flag)
+    positions = position_limit(model_config, f"{flag} {name}")
     tokenizer = load_pretrained(AutoTokenizer, name, revision, flag)
     check_tokenizer(tokenizer, model_config, f"{flag} {name}")
-    # RoBERTa's 514 positions hold 512 tokens (two are kept for padding); its tokenizer says 512.
-    positions = getattr(model_config, "max_position_embeddings", -1)  # -1 in XLNet's: no limit
-    limit = min(tokenizer.model_max_length, positions if positions > 0 else 2**31)
-    max_length = min(512, limit) if max_length is None else max_length
+    limit = min(tokenizer.model_max_length, positions or UNLIMITED)
+    if max_length == -1:
+        max_length = 512 if limit == UNLIMITED else limit
     special = tokenizer.num_special_tokens_to_add()
     if not special < max_length <= limit:
+        most = "" if limit == UNLIMITED else f" and reads at most {limit}"
+        give = f"more than {special}" if limit == UNLIMITED else f"{special + 1} to {limit}"
         raise UserError(
-            f"--max_length {max_length}: {name} adds {special} tokens to each text and reads at "
-            f"most {limit}; give {special + 1} to {limit}"
+            f"--max_length {max_length}: {name} adds {special} tokens to each text{most}; "
+            f"give {give}"
         )
     tokenizer.model_max_length = max_length  # saved in best/: a pipeline truncates there, too
+    if getattr(model_config, "is_encoder_decoder", False):
+        keep_end_token_out(tokenizer)
     # Some tokenizers emit token types for a model that has none.
     types = ["token_type_ids"] if getattr(model_config, "type_vocab_size", 0) > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     return tokenizer
 
 
+def keep_end_token_out(tokenizer) -> None:
+    """Make the end token inside a text a space: BART and T5 read their logits at that token, of
+    which each text must then have one. Saved in best/, so a pipeline does so, too."""
+    end, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    if end and tokenizer(f"text {end} text")["input_ids"].count(tokenizer.eos_token_id) > 1:
+        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
+        steps = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Replace(end, " "), *steps])
+
+
 # ---------------------------------------------------------------- model
 
 
-def load_model(
-    name: str,
-    label_names: list[str],
-    revision: str | None = None,
-    attention_dropout: float = 0.0,
-    dropout: float | None = None,
-):
-    """`name` with a new classification head of `len(label_names)` outputs, in float32.
+def load_model(config, label_names: list[str], tokenizer):
+    """(`config.model` as a classifier of those labels in float32, lines for the user.)
 
-    The head is drawn from torch's global generator. Weights are float32 whatever the file holds: a
-    bfloat16 weight near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the
-    encoder that its config.json describes.
+    Its head is a new one, drawn from torch's global generator; with `config.keep_head` its own,
+    whose rows are matched by name. Weights are float32 whatever the file holds: a bfloat16 weight
+    near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the encoder that its
+    config.json describes.
     """
-    model_config = load_pretrained(AutoConfig, name, revision)
-    overrides = {}  # a dropout of None keeps the model's own values
-    for key, default in model_config.to_dict().items():
-        value = attention_dropout if key.startswith("attention") else dropout
-        if "dropout" in key and value is not None and not isinstance(default, bool):
-            overrides[key] = value
-    if getattr(model_config, "attention_type", None) == "block_sparse":
-        # BigBird's sparse attention switches itself off for good at the first short batch: an
-        # evaluation would change the training after it, and a resume could not repeat that.
-        overrides["attention_type"] = "original_full"
+    name = config.model
+    model_config = load_pretrained(AutoConfig, name, config.revision)
+    order = match_classes(model_config, label_names, f"--model {name}") if config.keep_head else []
     model = load_classifier(
         name,
-        revision,
-        new_head=True,
+        tokenizer,
+        config.revision,
+        new_head=not config.keep_head,
         id2label=dict(enumerate(label_names)),
         label2id={label: index for index, label in enumerate(label_names)},
         problem_type="single_label_classification",
-        **overrides,
+        **changed_fields(model_config, config),
     )
-    freeze_unused(model)
-    return model
+    if order:
+        order_rows(model, order)
+    elif has_head(model_config):
+        draw_head(model)
+    freeze_unused(model, made_up_texts(tokenizer)[1])
+    if config.gradient_checkpointing:
+        recompute_layers(model, name)
+    return model, describe_head(model_config, name, config.keep_head)
+
+
+def recompute_layers(model: nn.Module, name: str) -> None:
+    """Keep each layer's input alone for the backward pass, which computes the layer again, with the
+    same dropout."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"--gradient_checkpointing: --model {name}, a {type(model).__name__}, has none; "
+            "leave it out"
+        )
+    model.activation_checkpointing_enable({"use_reentrant": False})
+
+
+def changed_fields(model_config, config) -> dict:
+    """The fields of a model's configuration that a run's config changes."""
+    changed = {}  # a dropout of None keeps the model's own values
+    for key, default in model_config.to_dict().items():
+        value = config.attention_dropout if key.startswith("attention") else config.dropout
+        if "dropout" in key and value is not None and not isinstance(default, bool):
+            changed[key] = value
+    if getattr(model_config, "attention_type", None) == "block_sparse":
+        # BigBird's sparse attention switches itself off for good at the first short batch: an
+        # evaluation would change the training after it, and a resume could not repeat that.
+        changed["attention_type"] = "original_full"
+    return changed
 
 
 def load_classifier(
-    name: str, revision: str | None = None, flag="--model", new_head=False, **options
+    name: str, tokenizer, revision: str | None = None, flag="--model", new_head=False, **options
 ):
-    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights.
+    """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights
+    and it reads texts of that tokenizer.
 
     `new_head`: weights outside the encoder may be missing or of another task; they start anew.
     """
@@ -103,17 +142,17 @@ def load_classifier(
         **options,
     )
     require_weights(model, report, f"{flag} {name}", new_head)
+    require_sound(model, tokenizer, f"{flag} {name}")
     return model
 
 
-def freeze_unused(model: nn.Module) -> None:
-    """Exclude from training the weights that no logit depends on, such as BigBird's pooler.
+def freeze_unused(model: nn.Module, text: list[int]) -> None:
+    """Exclude from training the weights that no logit of `text` (token ids) depends on, such as
+    BigBird's pooler.
 
     They would never change; but DDP would wait for their gradients, and raise.
     """
-    last = model.get_input_embeddings().num_embeddings - 1
-    end = min(model.config.eos_token_id or 0, last)  # BART reads its logits at that token
-    model(input_ids=torch.tensor([[end]])).logits.sum().backward()
+    model(input_ids=torch.tensor([text])).logits.sum().backward()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None

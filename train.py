@@ -219,9 +219,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head
-        model = load_model(
-            config.model, splits.names, config.revision, config.attention_dropout, config.dropout
-        )
+        model, notes = load_model(config, splits.names, tokenizer)
     settings |= {
         "data": fingerprint(splits.train, splits.validation),
         "classes": splits.names,
@@ -256,7 +254,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         validation_set=splits.validation,
         validation_sample=sample(splits.validation, config.eval_samples, config.validation_seed),
         seen=splits.seen,
-        notes=splits.notes,
+        notes=[*splits.notes, *notes],
         plan=plan,
         total_steps=total_steps,
         progress=Progress(),
@@ -285,6 +283,12 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
 
 
 # ---------------------------------------------------------------- the command
+
+IF_OUT_OF_MEMORY = (
+    "give --gradient_checkpointing, a lower --per_device_train_batch_size with as much more "
+    "--gradient_accumulation_steps, a lower --per_device_eval_batch_size (the run then resumes), "
+    "or another --output_dir with a lower --max_length"
+)
 
 
 def main(argv=None) -> int:
@@ -340,4 +344,4 @@ def conclude(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    run_command(lambda: fine_tune(GIVEN))
+    run_command(lambda: fine_tune(GIVEN), IF_OUT_OF_MEMORY)

@@ -26,6 +26,7 @@ from runtime.folders import (
     verify_folder,
     write_folder,
 )
+from runtime.hub import refuse_adapter, weight_files
 from runtime.processes import on_main
 from runtime.seen import SETTINGS, Seen, write_seen
 
@@ -346,8 +347,12 @@ def load_last(run, state: dict) -> None:
 
 def read_training_settings(folder: Path) -> dict:
     """What the checkpoint was trained with; {} if train.py did not write it."""
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
+    refuse_adapter(folder, f"--ckpt {folder}")
+    for name, there in (
+        ("config.json", (folder / "config.json").is_file()),
+        ("weights", weight_files(folder)),
+    ):
+        if not there:
             raise UserError(
                 f"--ckpt {folder}: no checkpoint there (no {name}); "
                 "give the best/ folder that train.py wrote"

@@ -103,6 +103,8 @@ def fetch_files(name: str, revision: str | None, *patterns: str) -> Path | None:
 def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--model", **options):
     """`auto_class.from_pretrained`, its many failures as one `UserError`. Runs no remote code."""
     path = locate(name, flag, revision)
+    if path:
+        refuse_adapter(path, f"{flag} {name}")
     if path and not (path / "config.json").is_file():
         raise UserError(
             f"{flag} {name}: holds no config.json; give a folder that save_pretrained wrote"
@@ -112,9 +114,56 @@ def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--
             str(path or name), revision=revision or "main", trust_remote_code=False, **options
         )
     except LOADING_ERRORS as error:
-        reason = textwrap.shorten(str(error), 200, placeholder=" ...")
         remedy = "give a folder that save_pretrained wrote whole" if path else hub_remedy()
-        raise UserError(f"{flag} {name}: cannot be loaded ({reason}); {remedy}") from None
+        raise UserError(
+            f"{flag} {name}: cannot be loaded ({in_few_words(error)}); {remedy}"
+        ) from None
+
+
+def refuse_adapter(folder: Path, given: str) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{given}: holds an adapter (LoRA), not a whole model; make one with peft's "
+            "merge_and_unload() and save_pretrained, and give that folder"
+        )
+
+
+def in_few_words(error: Exception) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
+
+
+# In the order in which from_pretrained looks for them; in pieces, if large.
+WEIGHTS = (
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-*-of-*.bin",
+)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a saved model; [] if there are none."""
+    kinds = [sorted(folder.glob(pattern)) for pattern in WEIGHTS]
+    return next(filter(None, kinds), [])
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a saved model; that of a name on the Hub is the cache, with its files."""
+    path = Path(name)
+    if path.exists() or name.count("/") != 1 or path.is_absolute() or path.name in ("best", "last"):
+        return path
+    locate(name, "--ckpt")
+    try:
+        small = ["*.json", "*.txt", "*.model", "*.npy"]
+        folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[:2]]))
+        if not weight_files(folder):
+            folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[2:]]))
+    except (OSError, ValueError) as error:  # what snapshot_download documents
+        raise UserError(
+            f"--ckpt {name}: no such folder, and not on the Hub ({in_few_words(error)}); "
+            f"{hub_remedy()}"
+        ) from None
+    return folder
 
 
 LOADING_ERRORS = (
@@ -161,13 +210,3 @@ def require_weights(model, report: dict, given: str, new_head: bool) -> None:
             f"{given}: {len(absent)} of its weights are missing or of another size, such as "
             f"{min(absent)}; {remedy}"
         )
-
-
-def read_class_names(model, ckpt: str) -> list[str]:
-    names = [model.config.id2label.get(index) for index in range(model.config.num_labels)]
-    if None in names or len(set(names)) < len(names):
-        raise UserError(
-            f"--ckpt {ckpt}: config.json names its {len(names)} classes {model.config.id2label}; "
-            "give each a name of its own under id2label"
-        )
-    return names

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 import sys
 import time
@@ -50,16 +51,17 @@ def keep_freed_memory() -> None:
 # ---------------------------------------------------------------- failing
 
 
-def run_command(main):
+def run_command(main, if_out_of_memory="close other programs"):
     """Call `main()` and exit with its status; a `UserError` becomes its lines and status 2.
 
-    So does a disk that is full or broken. Ctrl-C becomes status 130, as in a shell. If several
-    processes fail, the first says why and the others exit silently: its exit made them fail.
+    So does a disk that is full or broken, and too little memory, with what to do then. Ctrl-C
+    becomes status 130, as in a shell. If several processes fail, the first says why and the others
+    exit silently: its exit made them fail.
     """
     try:
         status = main()
     except (Exception, KeyboardInterrupt) as error:
-        lines, status = explain(error)
+        lines, status = explain(error, if_out_of_memory)
         met, first = torch.distributed.is_initialized(), failed_first()
         if lines is None and not met:
             raise
@@ -83,8 +85,9 @@ def run_command(main):
     sys.exit(status)
 
 
-def explain(error: BaseException) -> tuple[list[str] | None, int]:
+def explain(error: BaseException, if_out_of_memory: str) -> tuple[list[str] | None, int]:
     """(Lines for the user, or None for a bug, whose traceback is wanted; exit status.)"""
+    said = str(error)
     if isinstance(error, UserError):
         return error.args, 2
     if isinstance(error, KeyboardInterrupt):
@@ -92,11 +95,17 @@ def explain(error: BaseException) -> tuple[list[str] | None, int]:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = error.filename or "a file"
         return [f"{where}: {error.strerror}; remove the cause, and {RUN_AGAIN}"], 2
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_DIED):
+    if isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY):
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", said, re.IGNORECASE)
+        wanted = f" ({asked[1]} more were asked for)" if asked else ""
+        return [f"out of memory{wanted}; {if_out_of_memory}"], 2
+    if isinstance(error, RuntimeError) and any(words in said for words in PEER_DIED):
         return [f"another process of this run died (see what the launcher says); {RUN_AGAIN}"], 1
     return None, 1
 
 
+# Of the CPU's allocator, and of CUDA's and MPS's.
+NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "out of memory")
 # gloo's words for a peer that closed or reset the connection, on reading and on writing.
 PEER_DIED = (" by peer", ": Broken pipe")
 

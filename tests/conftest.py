@@ -64,6 +64,16 @@ def make_model(folder: Path, **config) -> Path:
     return folder
 
 
+def load_named(folder: Path, names: list[str], **flags):
+    """The model in `folder`, with the tokenizer there, for classes of those names."""
+    from config import Config
+    from model import load_model, load_tokenizer
+
+    torch.set_num_threads(1)  # as in the other tests: more wait for each other on a busy machine
+    config = Config(model=str(folder), max_length=16, **flags)
+    return load_model(config, names, load_tokenizer(config.model, max_length=16))[0]
+
+
 def make_rows(count: int, seed: int, classes=("negative", "positive")) -> list[tuple[str, str]]:
     """(text, label) rows of 3 to 40 words, some above 32 tokens; one word shows the label."""
     rng = random.Random(seed)
@@ -100,6 +110,10 @@ def corpus(tmp_path_factory) -> Path:
 def fresh_accelerate():
     """Accelerate keeps its state, such as the precision, in singletons: each test has its own."""
     yield
+    fresh_state()
+
+
+def fresh_state() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
 

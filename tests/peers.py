@@ -4,6 +4,7 @@ Tests and bench/ run them on the data, the tokenizer and the settings of a run o
 (`train.set_up`), so that only what is compared differs.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -16,15 +17,17 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments, ge
 
 import train
 from config import Config
-from model import load_model
+from model import load_model, load_tokenizer
 from runtime.engines import make_accelerator
 from runtime.flags import parse
 
 
 def fresh_model(config: Config):
     """The model of a run with this config before its first step, but without dropout."""
+    tokenizer = load_tokenizer(config.model, max_length=config.max_length)
     torch.manual_seed(config.seed)
-    return load_model(config.model, ["negative", "positive"], dropout=0.0)
+    config = dataclasses.replace(config, dropout=0.0)
+    return load_model(config, ["negative", "positive"], tokenizer)[0]
 
 
 def with_row_numbers(data: Dataset) -> Dataset:

@@ -3,20 +3,24 @@
 import csv
 import json
 import os
+import shutil
+from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
-from conftest import make_rows, train_small
-from huggingface_hub import ModelCard
+from conftest import make_rows, train_small, write_csv
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 from sklearn import metrics
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import eval as evaluation
 from config import Config, EvalConfig
 from runtime.checkpoint import model_card
+from runtime.flags import UserError
 from runtime.folders import write_folder
+from runtime.hub import weight_files
 
 TEXTS = [text for text, _ in make_rows(40, seed=9)]
 
@@ -177,3 +181,79 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path):
         "best/sub": 0o750,
         "best/sub/file": 0o640,
     }
+
+
+# ---------------------------------------------------------------- classifiers of other programs
+
+
+def logits_of(ckpt) -> torch.Tensor:
+    classifier = evaluation.open_classifier(EvalConfig(ckpt=str(ckpt), num_threads=1))
+    return classifier.logits([(text,) for text in TEXTS])
+
+
+@pytest.fixture
+def foreign(bests, tmp_path):
+    """A classifier that train.py did not write, nor say anything of; its tokenizer cuts on the left
+    and its classes are numbers."""
+    folder = tmp_path / "owner" / "name"
+    config = AutoConfig.from_pretrained(bests["head", False], id2label={0: 1, 1: 2})
+    model = AutoModelForSequenceClassification.from_pretrained(bests["head", False], config=config)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bests["head", False], truncation_side="left").save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_classifier_of_another_program_answers_as_in_a_pipeline(foreign):
+    """It cuts on the side that its tokenizer does. Red: "head" for `own` in Classifier.logits;
+    read_class_names without str."""
+    classifier = evaluation.open_classifier(EvalConfig(ckpt=str(foreign), num_threads=1))
+    assert classifier.names == ["1", "2"]
+    scores, labels = logits_of(foreign).softmax(-1).max(-1)
+    classify = pipeline("text-classification", str(foreign), truncation=True, device="cpu")
+    answers = classify(TEXTS)
+    assert [str(answer["label"]) for answer in answers] == [classifier.names[n] for n in labels]
+    assert [answer["score"] for answer in answers] == pytest.approx(scores.tolist(), abs=1e-5)
+    right = AutoTokenizer.from_pretrained(foreign, truncation_side="right")
+    right.save_pretrained(foreign)
+    assert not torch.equal(logits_of(foreign).softmax(-1).max(-1).values, scores)
+
+
+@pytest.mark.parametrize("kind", ["in pieces", "pickled"])
+def test_weights_are_read_from_every_kind_of_file(kind, foreign, corpus):
+    """And a report knows them by a checksum of all. Red: `weight_files` without its other patterns;
+    sum_of_weights of the first file alone."""
+    whole = logits_of(foreign)
+    model = AutoModelForSequenceClassification.from_pretrained(foreign)
+    (foreign / "model.safetensors").unlink()
+    if kind == "in pieces":
+        model.save_pretrained(foreign, max_shard_size="20KB")
+    else:
+        torch.save(model.state_dict(), foreign / "pytorch_model.bin")
+    files = weight_files(foreign)
+    assert (len(files) > 1) == (kind == "in pieces")
+    assert torch.equal(logits_of(foreign), whole)
+    classifier = evaluation.open_classifier(EvalConfig(ckpt=str(foreign), num_threads=1))
+    before = evaluation.sum_of_weights(classifier)
+    files[-1].write_bytes(files[-1].read_bytes() + b" ")
+    with pytest.raises(UserError, match="a training replaced it meanwhile"):
+        evaluation.sum_of_weights(classifier)
+    classifier.weights[files[-1]] = files[-1].stat()
+    assert evaluation.sum_of_weights(classifier) != before
+
+
+def test_a_name_on_the_hub_is_a_classifier_too(foreign, tmp_path, monkeypatch, corpus):
+    """Its report goes into the current folder. Red: `Path(name)` for every name in find_checkpoint;
+    the report beside the weights, in the cache."""
+    cache = Path(constants.HF_HUB_CACHE) / "models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    shutil.copytree(foreign, cache / "snapshots" / "abc")
+    monkeypatch.chdir(corpus)
+    assert torch.equal(logits_of("owner/name"), logits_of(foreign))
+    data = write_csv(tmp_path / "x.csv", make_rows(20, seed=3, classes=("1", "2")))
+    monkeypatch.chdir(tmp_path / "owner")
+    evaluation.main(["--ckpt=owner/name", f"--dataset={data}", "--num_threads=1"])
+    assert json.loads((tmp_path / "owner" / "report_test.json").read_text())["examples"] == 20
+    assert not (cache / "snapshots" / "abc" / "report_test.json").exists()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_rows, write_csv
+from conftest import load_named, make_rows, write_csv
 from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +23,7 @@ import eval as evaluation
 import train
 from config import EvalConfig
 from data import Collator, eval_batches, tokenize
-from model import load_model, load_tokenizer, predict, score
+from model import load_tokenizer, predict, score
 from report.metrics import make_report, wilson
 from runtime import folders
 from runtime.checkpoint import read_training_settings
@@ -101,7 +101,7 @@ def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, pro
 def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_size):
     """Red: logits written in the loader's order; the mask not passed on."""
     tokenizer, rows = test_set
-    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    model = load_named(tiny, ["negative", "positive"]).eval()
     alone = [model(torch.tensor([ids])).logits[0] for ids in rows["input_ids"]]
     batches = eval_batches(rows, batch_size, tokenizer, ONE_PROCESS)
     logits = predict(model, batches, len(rows), Accelerator())
@@ -111,7 +111,7 @@ def test_a_prediction_does_not_depend_on_the_batch_size(test_set, tiny, batch_si
 def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
     """Red: the check of the last column removed from predict."""
     tokenizer, rows = test_set
-    model = load_model(str(tiny), ["negative", "positive"])
+    model = load_named(tiny, ["negative", "positive"])
 
     batches = list(eval_batches(rows, 8, tokenizer, ONE_PROCESS))
     batches[0][0][0] = batches[0][0][1]
@@ -122,7 +122,7 @@ def test_a_row_counted_twice_or_never_is_an_error(test_set, tiny):
 def test_padding_changes_no_logit_and_gets_no_attention(tiny):
     """Whatever stands in the padding. Red: collator drops every attention_mask."""
     tokenizer = load_tokenizer(str(tiny), max_length=32)
-    model = load_model(str(tiny), ["negative", "positive"]).eval()
+    model = load_named(tiny, ["negative", "positive"]).eval()
     rows = [{"input_ids": [2, 9, 8, 3], "labels": 0}, {"input_ids": [2, *[7] * 20, 3], "labels": 1}]
     batch = Collator(tokenizer)(rows)
     logits = model(batch["input_ids"], batch["attention_mask"]).logits
@@ -339,7 +339,7 @@ def test_a_checkpoint_that_a_training_replaces_meanwhile_gets_no_report(
     trained, tmp_path, monkeypatch
 ):
     """The figures would be of other weights than the report names. Red: no samestat in
-    report_on_test."""
+    sum_of_weights."""
     best = shutil.copytree(trained, tmp_path / "best")
     load = evaluation.load_test
 

@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import time
@@ -683,6 +684,11 @@ DATA = [
     ),
 ]
 
+ADAPTER = (
+    "holds an adapter (LoRA), not a whole model; make one with peft's merge_and_unload() and "
+    "save_pretrained, and give that folder"
+)
+
 MODELS = [
     one(
         "model longer",
@@ -757,6 +763,34 @@ MODELS = [
         "holds no tokenizer; save it with tokenizer.save_pretrained there",
         tokenizer=None,
         tokenizer_config=None,
+    ),
+    one(
+        "model is an adapter",
+        "--model=<tmp>/x",
+        f"--model <tmp>/x: {ADAPTER}",
+        {"x/adapter_config.json": "{}", "x/adapter_model.safetensors": ""},
+    ),
+    one(
+        "keep_head of an encoder",
+        "--keep_head",
+        "--keep_head: --model <tiny> is an encoder without a head; leave it out",
+    ),
+    one(
+        "keep_head of other classes",
+        ["--model=<tmp>/best", "--keep_head", "--dataset=<tmp>/x.csv"],
+        "--keep_head: --model <tmp>/best has the classes negative, positive, and the data no, yes; "
+        "leave it out, for a new head, or rename those in the data",
+        {
+            "x.csv": csv_of(*(f"w{n},{'yes' if n % 2 else 'no'}" for n in range(40))),
+            "best/note": "",
+        },
+    ),
+    one(
+        "keep_head of a regression",
+        ["--model=<tmp>/best", "--keep_head"],
+        "--keep_head: --model <tmp>/best: its head gives a number, not a class...; "
+        "choose a classifier",
+        {"best/manifest.json": None, "best/config.json": edited(problem_type="regression")},
     ),
     model("tokenizer broken", f"cannot be loaded (...){WHOLE_FOLDER}", tokenizer="{bad"),
     model(
@@ -899,7 +933,7 @@ EVAL = [
     one(
         "ckpt without weights",
         [],
-        f"--ckpt <tmp>/best: no checkpoint there (no model.safetensors){NO_CHECKPOINT}",
+        f"--ckpt <tmp>/best: no checkpoint there (no weights){NO_CHECKPOINT}",
         {"best/model.safetensors": None},
     ),
     one(
@@ -938,6 +972,43 @@ EVAL = [
         "--ckpt <tmp>/best: config.json names its 2 classes {0: 'a', 5: 'b'}; "
         "give each a name of its own under id2label",
         {"best/manifest.json": None, "best/config.json": edited(id2label={"0": "a", "5": "b"})},
+    ),
+    one(
+        "ckpt is an adapter",
+        "--ckpt=<tmp>/x",
+        f"--ckpt <tmp>/x: {ADAPTER}",
+        {"x/adapter_config.json": "{}", "x/adapter_model.safetensors": ""},
+    ),
+    one(
+        "ckpt pickled with code in it",
+        [],
+        f"--ckpt <tmp>/best: cannot be loaded (...){WHOLE_FOLDER}",
+        {
+            "best/manifest.json": None,
+            "best/model.safetensors": None,
+            "best/pytorch_model.bin": pickle.dumps(print, protocol=2),
+        },
+    ),
+    one(
+        "ckpt on the Hub, no network",
+        "--ckpt=nobody/nothing",
+        "--ckpt nobody/nothing: no such folder, and not on the Hub (...); "
+        "check the name (or unset HF_HUB_OFFLINE to download it)",
+    ),
+    one(
+        "ckpt of a regression",
+        [],
+        "--ckpt <tmp>/best: its head gives a number, not a class...; choose a classifier",
+        {"best/manifest.json": None, "best/config.json": edited(problem_type="regression")},
+    ),
+    one(
+        "ckpt with several labels a text",
+        [],
+        "--ckpt <tmp>/best: its head gives several labels to a text...; choose a classifier",
+        {
+            "best/manifest.json": None,
+            "best/config.json": edited(problem_type="multi_label_classification"),
+        },
     ),
     one(
         "ckpt that names no data set",

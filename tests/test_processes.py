@@ -231,7 +231,7 @@ def test_one_failure_is_one_line(tiny, corpus, tmp_path, start, event, line, tra
 )
 def test_the_death_of_another_process_is_told_in_each_of_gloos_words(words):
     """Which of them it is, is a race between its threads. Red: no ": Broken pipe"."""
-    lines, status = explain(RuntimeError(f"[pair.cc:553] {words}. GLHF!"))
+    lines, status = explain(RuntimeError(f"[pair.cc:553] {words}. GLHF!"), "")
     assert lines[0].startswith("another process of this run died")
     assert status == 1
 
