@@ -139,7 +139,8 @@ class EvalConfig:
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
     report: str | None = flag(
         None,
-        "default: report_test.json, or report_<name of --dataset>.json, in --ckpt; here, if on the Hub",
+        "default: report_test.json, or report_<name of --dataset>.json, in --ckpt, or, if that is "
+        "on the Hub, here",
     )
     overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)
