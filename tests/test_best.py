@@ -255,5 +255,5 @@ def test_a_name_on_the_hub_is_a_classifier_too(foreign, tmp_path, monkeypatch, c
     data = write_csv(tmp_path / "x.csv", make_rows(20, seed=3, classes=("1", "2")))
     monkeypatch.chdir(tmp_path / "owner")
     evaluation.main(["--ckpt=owner/name", f"--dataset={data}", "--num_threads=1"])
-    assert json.loads((tmp_path / "owner" / "report_test.json").read_text())["examples"] == 20
-    assert not (cache / "snapshots" / "abc" / "report_test.json").exists()
+    assert json.loads((tmp_path / "owner" / "report_x.json").read_text())["examples"] == 20
+    assert not (cache / "snapshots" / "abc" / "report_x.json").exists()

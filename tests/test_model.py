@@ -169,7 +169,7 @@ def test_a_line_says_what_becomes_of_a_head(tiny, train_command, tmp_path, capsy
     """Red: describe_head without `keep_head`; without its look for a head; notes left out of
     set_up."""
     best = train_command(output_dir=tmp_path / "a", max_steps=1) / "best"
-    assert "head" not in capsys.readouterr().out
+    assert "is a classifier" not in capsys.readouterr().out
     lines = {False: "it gets a new head; --keep_head keeps its own", True: "whose head is kept"}
     for keep, line in lines.items():
         name = tmp_path / f"b{keep}"
