@@ -35,7 +35,7 @@ def trained(request, tmp_path_factory):
 
 
 def test_a_stopped_run_of_each_family_ends_in_the_same_bits(trained, tmp_path):
-    """Red: a seed left out of update (all have dropout)."""
+    """Red: a seed left out of update (most have dropout)."""
     _, whole = trained
     with dying_at(3):
         train_family(whole.parent / "model", tmp_path / "run")
