@@ -335,11 +335,11 @@ def look_at(config: LookConfig) -> None:
     and counted."""
     # Not at the top: train.py does not need them.
     from model import load_tokenizer
-    from report.files import check_writable
+    from report.files import check_new
     from report.look import examine, show_look
 
     if config.json:
-        check_writable("--json", Path(config.json))
+        check_new("--json", Path(config.json), config.overwrite, "baselines")
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
     lengths = {

@@ -156,7 +156,7 @@ def report_path(config: EvalConfig, classifier: Classifier) -> Path:
         return Path(config.report)
     name = "test"
     if config.dataset and full_path(config.dataset) != classifier.trained.get("dataset"):
-        path = Path(config.dataset)
+        path = Path(full_path(config.dataset))
         name = stem_of(path) if format_of(path) else path.name
     beside = classifier.folder if os.path.exists(config.ckpt) else Path()
     return beside / f"report_{name}.json"

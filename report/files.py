@@ -26,6 +26,23 @@ def check_output(source: Path, output: Path, overwrite: bool) -> None:
     check_writable("--output", output)
 
 
+def check_new(flag: str, path: Path, overwrite: bool, key: str) -> None:
+    """Raises `UserError` unless a file can be written there, over nothing but, if asked for, one of
+    ours: JSON that has that key."""
+    check_writable(flag, path)
+    if path.exists() and not (overwrite and has_key(path, key)):
+        raise UserError(
+            f"{flag} {path}: exists; give another name (or --overwrite, for one of ours)"
+        )
+
+
+def has_key(path: Path, key: str) -> bool:
+    try:
+        return key in dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        return False
+
+
 def check_writable(flag: str, path: Path) -> None:
     """Raises `UserError` if a file cannot be written there, before there is one to lose."""
     if path.is_dir():

@@ -16,7 +16,9 @@ import data
 from config import Config
 from data import choose_texts
 from model import Scores, load_tokenizer
+from report.files import check_new
 from runtime.checkpoint import Progress
+from runtime.flags import UserError
 from runtime.monitor import describe_validation
 
 
@@ -121,3 +123,19 @@ def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
     for accuracy, learnt in ((0.75, False), (0.76, True)):
         line = describe_validation(run, Scores(loss=0.5, accuracy=accuracy, examples=4), True)
         assert ("nothing learnt" in line) != learnt
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_file_of_the_user_is_overwritten(uneven, tiny, overwrite):
+    """Not even the data set, with --overwrite. Red: check_writable alone in look_at; check_new
+    without its look at the key."""
+    before = uneven.read_bytes()
+    flags = [f"--dataset={uneven}", f"--model={tiny}", "--max_length=20", f"--json={uneven}"]
+    with pytest.raises(UserError, match="exists; give another name"):
+        data.main([*flags, *["--overwrite"] * overwrite])
+    assert uneven.read_bytes() == before
+    look = uneven.with_name("look.json")
+    look.write_text('{"baselines": 1}')
+    check_new("--json", look, overwrite=True, key="baselines")
+    with pytest.raises(UserError, match="exists"):
+        check_new("--json", look, overwrite=False, key="baselines")
