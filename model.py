@@ -113,8 +113,14 @@ def changed_fields(model_config, config) -> dict:
     """The fields of a model's configuration that a run's config changes."""
     changed = {}  # a dropout of None keeps the model's own values
     for key, default in model_config.to_dict().items():
-        value = config.attention_dropout if key.startswith("attention") else config.dropout
-        if "dropout" in key and value is not None and not isinstance(default, bool):
+        # "attn_pdrop" and "resid_pdrop" are GPT-2's names and those of its kin.
+        of_attention = key.startswith(("attention", "attn"))
+        value = config.attention_dropout if of_attention else config.dropout
+        if (
+            ("dropout" in key or key.endswith("pdrop"))
+            and value is not None
+            and not isinstance(default, bool)
+        ):
             changed[key] = value
     if getattr(model_config, "attention_type", None) == "block_sparse":
         # BigBird's sparse attention switches itself off for good at the first short batch: an

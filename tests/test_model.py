@@ -93,10 +93,10 @@ def test_dropouts_are_set_where_the_model_has_them(tiny):
     assert {m.p for m in off.modules() if isinstance(m, nn.Dropout)} == {0.0}
 
 
-@pytest.mark.parametrize("kind", [*MODELS, "albert"])
+@pytest.mark.parametrize("kind", [*MODELS, "albert", "gpt2"])
 def test_dropout_0_leaves_no_dropout_in_any_family(kind, tmp_path):
     """Its head's, too. Red: changed_fields with a list of names, without ALBERT's
-    classifier_dropout_prob."""
+    classifier_dropout_prob; without GPT-2's resid_pdrop."""
     model = load_named(make_family(kind, tmp_path), ["a", "b"], dropout=0.0)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} <= {0.0}
     left = {key: value for key, value in model.config.to_dict().items() if "dropout" in key}
