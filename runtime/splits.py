@@ -309,8 +309,9 @@ def read_validation(config) -> Table | None:
         split = find_validation(config.dataset, *source)
         if split in re.findall(r"\w+", config.train_split):
             return None  # it is trained on
-    choices = "--validation_split"
-    return read_table(config.dataset, split, *source, choices=choices) if split else None
+    if not split:
+        return None
+    return read_table(config.dataset, split, *source, choices="--validation_split")
 
 
 def find_validation(
