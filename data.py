@@ -67,6 +67,7 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
+    notes += describe_pairs(train, tokenizer)
     notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
     seen = what_model_has_seen(config).and_then(train, validation)
     return Splits(*ids, train.names, seen, notes)
@@ -88,6 +89,7 @@ def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
         train = texts
         validation = label_rows(table, *columns, texts.names, config.drop_invalid)
         notes += [*validation.notes, describe_overlap(train, validation, start.training)]
+        notes += describe_absent(texts, validation, f"in {table.given}")
     notes += unused_files(config.dataset, train.table, validation.table)
     sides = []
     for name, side in ("train", train), ("validation", validation):
@@ -145,8 +147,8 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
     first, *second = map(list, zip(*texts, strict=True))
-    if cut_later and second:
-        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
+    if second:
+        require_pairs(tokenizer, truncation)
     types = bool(second) and "token_type_ids" in tokenizer.model_input_names
     encoded = tokenizer(
         first,
@@ -158,11 +160,40 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
     )
     clear_last_call(tokenizer)  # so that best/ does not hold the truncation of this call
     ids = [cut_middle(row, max_length) for row in encoded["input_ids"]]
+    if not all(ids):  # GPT-2 adds no token, so that a text of a zero-width space has none
+        nothing = tokenizer.pad_token_id if tokenizer.unk_token is None else tokenizer.unk_token_id
+        ids = [row or [nothing] for row in ids]
     cut = [
         bool(each.overflowing) or len(each) > max_length  # of the tokenizer's cut, and of ours
         for each in encoded.encodings
     ]
     return {**encoded, "input_ids": ids, "length": list(map(len, ids)), "cut": cut}
+
+
+def describe_pairs(texts: LabelledTexts, tokenizer) -> list[str]:
+    single, pair = map(tokenizer.num_special_tokens_to_add, (False, True))
+    if len(texts.text_columns) == 1 or pair > single:
+        return []
+    name = tokenizer.name_or_path
+    return [f"warning: {name} puts no token between the two texts of a pair: it reads them as one"]
+
+
+def require_pairs(tokenizer, truncation: str) -> None:
+    """Raises `UserError` unless the tokenizer can make one row of ids of two texts."""
+    name, most = tokenizer.name_or_path, tokenizer.model_max_length
+    single, added = map(tokenizer.num_special_tokens_to_add, (False, True))
+    if truncation == "head_tail":
+        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
+    if added < single:
+        raise UserError(
+            f"{name}: its tokenizer adds {single} tokens to a text and {added} to a pair of texts; "
+            "choose another model, or correct the post_processor in its tokenizer.json"
+        )
+    if most < added + 2:
+        raise UserError(
+            f"--max_length {most}: {name} adds {added} tokens to each pair of texts; give "
+            f"{added + 2} or more"
+        )
 
 
 def cut_middle(ids: list[int], max_length: int) -> list[int]:
@@ -343,9 +374,10 @@ def look_at(config: LookConfig) -> None:
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
     lengths = {
-        "train": count_tokens(train, tokenizer),
-        "validation": count_tokens(validation, tokenizer),
+        "train": count_tokens(train, tokenizer, config.truncation),
+        "validation": count_tokens(validation, tokenizer, config.truncation),
     }
+    notes += describe_pairs(train, tokenizer)
     look = examine(train, validation, lengths, config.max_length)
     if config.json:
         Path(config.json).write_text(json.dumps(look, indent=1) + "\n", encoding="utf-8")
@@ -356,10 +388,10 @@ def look_at(config: LookConfig) -> None:
     show_look(look)
 
 
-def count_tokens(texts: LabelledTexts, tokenizer) -> np.ndarray:
+def count_tokens(texts: LabelledTexts, tokenizer, truncation: str) -> np.ndarray:
     """(texts,) tokens of each, not cut, with those that the tokenizer adds."""
     uncut = 2**31  # no text is as long
-    chunks = [encode(chunk, tokenizer, uncut, "head")["length"] for chunk in texts.chunks()]
+    chunks = [encode(chunk, tokenizer, uncut, truncation)["length"] for chunk in texts.chunks()]
     return np.concatenate(chunks)
 
 

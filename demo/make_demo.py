@@ -170,7 +170,8 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE, MASKED_SHARE = 6, 32, 2e-3, 0.2
 
 
 def make_tokenizer(texts: list[str]):
-    """Lower-casing word pieces learnt from the unlabelled texts; [CLS] text [SEP]."""
+    """Lower-casing word pieces learnt from the unlabelled texts; [CLS] text [SEP], and a pair as
+    [CLS] text [SEP] text [SEP]."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -183,7 +184,8 @@ def make_tokenizer(texts: list[str]):
     )
     tokenizer.train_from_iterator(texts, trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+    pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, ends)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=MAX_LENGTH,

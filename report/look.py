@@ -62,21 +62,37 @@ def share(which: np.ndarray) -> float:
     return float(which.mean()) if len(which) else 0.0
 
 
+# A run of letters and digits; of a script that puts no blanks between words, each letter.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+WORD = rf"[{UNSPACED}]|[^\W{UNSPACED}]+"
+
+
 def bag_of_words(train: LabelledTexts, validation: LabelledTexts) -> dict:
     """Accuracy on the validation texts of a logistic regression on TF-IDF of words and pairs of
-    words, and how long it took: what a model without any idea of order or meaning reaches."""
+    words, and how long it took: what a model without any idea of order or meaning reaches.
+
+    None, if there is nothing to learn: only one class, or no word that occurs often enough.
+    """
     # Not at the top: they take a second to import.
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     begun = time.perf_counter()
     part = sample(train, MOST, seed=0)
-    vectorize = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_rows(len(part)))
-    features = vectorize.fit_transform(joined(part))
-    model = LogisticRegression(C=10, max_iter=200).fit(features, part.labels)
-    right = model.predict(vectorize.transform(joined(validation))) == validation.labels
+    vectorize = TfidfVectorizer(
+        token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, min_df=min_rows(len(part))
+    )
+    try:
+        features = vectorize.fit_transform(joined(part))
+    except ValueError:  # there is no word, or each is in one text alone
+        features = None
+    accuracy = None
+    if features is not None and len(set(part.labels)) > 1:
+        model = LogisticRegression(C=10, max_iter=200).fit(features, part.labels)
+        predicted = model.predict(vectorize.transform(joined(validation)))
+        accuracy = float((predicted == validation.labels).mean())
     seconds = round(time.perf_counter() - begun, 1)
-    return {"accuracy": float(right.mean()), "trained_on": len(part), "seconds": seconds}
+    return {"accuracy": accuracy, "trained_on": len(part), "seconds": seconds}
 
 
 def min_rows(texts: int) -> int:
@@ -114,8 +130,9 @@ def show_look(look: dict) -> None:
     print(f"validation texts that are trained on, too: {look['in_both']:,}")
     largest, words = look["baselines"]["largest_class"], look["baselines"]["bag_of_words"]
     part = words["trained_on"] < texts["train"]
+    reached = "none" if words["accuracy"] is None else f"{words['accuracy']:.4f}"
     print(
-        f"validation accuracy to beat: {largest:.4f} by the largest class alone, "
-        f"{words['accuracy']:.4f} by a bag of words (TF-IDF of words and pairs of words, logistic "
-        f"regression{f', {MOST:,} texts' * part}; {words['seconds']:.0f} s)"
+        f"validation accuracy to beat: {largest:.4f} by the largest class alone, {reached} by a "
+        "bag of words (TF-IDF of words and pairs of words, logistic regression"
+        f"{f', {MOST:,} texts' * part}; {words['seconds']:.0f} s)"
     )

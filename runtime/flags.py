@@ -37,6 +37,14 @@ RUN_AGAIN = "run the same command again (without --overwrite, if it was given)"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, NumPy, torch (on CPU, CUDA or MPS) or the system had no memory to give."""
+    words = ("Cannot allocate memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(word in str(error) for word in words)
+    )
+
+
 # ---------------------------------------------------------------- fields
 
 # What a value may be: a test, and the words for it in an error. NaN fails every comparison.

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from runtime.flags import UserError
+from runtime.tables import are_numbered
 
 
 def has_head(config) -> bool:
@@ -18,13 +19,13 @@ def has_head(config) -> bool:
 
 def read_class_names(config, given: str) -> list[str]:
     """In the order of the logits. Raises `UserError` unless each class has a name of its own."""
-    names = [config.id2label.get(index) for index in range(config.num_labels)]
-    if None in names or len(set(map(str, names))) < len(names):
+    names = [str(config.id2label.get(index, "")).strip() for index in range(config.num_labels)]
+    if "" in names or len(set(names)) < len(names):
         raise UserError(
             f"{given}: config.json names its {len(names)} classes {config.id2label}; "
             "give each a name of its own under id2label"
         )
-    return [str(name) for name in names]
+    return names
 
 
 def require_one_label(config, given: str) -> None:
@@ -56,6 +57,8 @@ def match_classes(config, names: list[str], given: str) -> list[int]:
         raise UserError(f"--keep_head: {given} is an encoder without a head; leave it out")
     require_one_label(config, f"--keep_head: {given}")
     own = read_class_names(config, given)
+    if are_numbered(own) and names == [str(number) for number in range(len(own))]:
+        return list(range(len(own)))
     if sorted(own) != sorted(names):
         raise UserError(
             f"--keep_head: {given} has the classes {', '.join(own)}, and the data "

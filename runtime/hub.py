@@ -18,7 +18,7 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from runtime.flags import UserError
+from runtime.flags import UserError, is_out_of_memory
 from runtime.formats import format_of
 
 logging.disable_progress_bar()  # one per group of tensors while weights load
@@ -114,6 +114,8 @@ def load_pretrained(auto_class, name: str, revision: str | None = None, flag="--
             str(path or name), revision=revision or "main", trust_remote_code=False, **options
         )
     except LOADING_ERRORS as error:
+        if is_out_of_memory(error):  # the folder is sound
+            raise
         remedy = "give a folder that save_pretrained wrote whole" if path else hub_remedy()
         raise UserError(
             f"{flag} {name}: cannot be loaded ({in_few_words(error)}); {remedy}"

@@ -233,6 +233,8 @@ def describe_validation(run, scores, better: bool) -> str:
         f"{scores.examples:,} texts" + f", written to {run.output / 'best'}" * better
     )
     _, largest = largest_class(column(run.validation_set, "labels").to_numpy())
+    if largest == 1:
+        return f"{line}; these are all of one class, which any model that answers it has right"
     if scores.accuracy > largest:
         return line
     last = run.progress.step == run.total_steps

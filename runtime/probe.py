@@ -11,7 +11,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from runtime.flags import UserError
+from runtime.flags import UserError, is_out_of_memory
 from runtime.hub import LOADING_ERRORS, in_few_words
 
 TOLERANCE = 1e-4  # of the largest logit; rounding is a hundredth of it (docs/details.md)
@@ -28,8 +28,11 @@ def position_limit(config, given: str) -> int | None:
         raise UserError(
             f"{given}: transformers has no text classifier of a {config.model_type}; {ANOTHER}"
         )
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:  # -1 in XLNet's
+        return None
+    if not getattr(text_config, "position_biased_input", True):  # DeBERTa-v3: distances alone
         return None
     try:
         with torch.device("meta"):
@@ -75,6 +78,8 @@ def find_fault(model: nn.Module, tokenizer) -> str:
     try:
         alone, beside = logits_alone_and_beside(model, made_up_texts(tokenizer), tokenizer)
     except Exception as error:  # whatever that model's code raises for texts
+        if is_out_of_memory(error):
+            raise
         return f"fails ({type(error).__name__}: {in_few_words(error)})"
     if not alone.isfinite().all():
         return "gives logits that are not finite"

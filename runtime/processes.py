@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from runtime.flags import DISK_ERRORS, RUN_AGAIN, UserError, print_error
+from runtime.flags import DISK_ERRORS, RUN_AGAIN, UserError, is_out_of_memory, print_error
 
 PARENT = os.getppid()  # now, because a launcher may die in the minutes before the first step
 
@@ -95,17 +95,21 @@ def explain(error: BaseException, if_out_of_memory: str) -> tuple[list[str] | No
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         where = error.filename or "a file"
         return [f"{where}: {error.strerror}; remove the cause, and {RUN_AGAIN}"], 2
-    if isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY):
-        asked = re.search(r"tried to allocate ([\d.]+ \w+)", said, re.IGNORECASE)
-        wanted = f" ({asked[1]} more were asked for)" if asked else ""
+    if is_out_of_memory(error):
+        asked = re.search(r"(?:to|unable to) (?:allocate|mmap) ([\d.]+ \w+)", said, re.IGNORECASE)
+        wanted = f" ({in_megabytes(asked[1])} more were asked for)" if asked else ""
         return [f"out of memory{wanted}; {if_out_of_memory}"], 2
     if isinstance(error, RuntimeError) and any(words in said for words in PEER_DIED):
         return [f"another process of this run died (see what the launcher says); {RUN_AGAIN}"], 1
     return None, 1
 
 
-# Of the CPU's allocator, and of CUDA's and MPS's.
-NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "out of memory")
+def in_megabytes(amount: str) -> str:
+    """Of the CPU's allocator, which counts in bytes; others give a unit that people read."""
+    number, unit = amount.split()
+    return f"{float(number) / 1e6:,.0f} MB" if unit == "bytes" else amount
+
+
 # gloo's words for a peer that closed or reset the connection, on reading and on writing.
 PEER_DIED = (" by peer", ": Broken pipe")
 

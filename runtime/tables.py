@@ -222,7 +222,7 @@ def label_rows(
     own = names is None
     if own:
         names = table.classes(label_column) or name_labels(found.written)
-    numbers, notes = find_labels(found, names, table.given)
+    numbers, notes = find_labels(found, names, table.classes(label_column), table.given)
     (rows,) = np.nonzero(found.codes >= 0)
     if found.halves:
         notes.append(f"{table.given}: {found.halves:,} rows have only one of their two texts")
@@ -357,13 +357,21 @@ def warn_of_similar(names: list[str]) -> list[str]:
     ]
 
 
-def find_labels(found: Scan, names: list[str], given: str) -> tuple[list[int], list[str]]:
+def find_labels(
+    found: Scan, names: list[str], declared: list[str] | None, given: str
+) -> tuple[list[int], list[str]]:
     """(The class number of each label of the scan; lines on labels that are not taken as they are
-    written). Raises `UserError` for one that is none of the names."""
+    written). Raises `UserError` for one that is none of the names.
+
+    `declared`: the names that the data set gives its classes.
+    """
     labels, notes = found.written, tell_spaces(found)
     if not set(labels) <= set(names) and (whole := whole_numbers(labels)):
         notes.append(f"labels {', '.join(sorted(labels)[:5])} are taken as whole numbers")
         labels = whole
+    if are_numbered(names) and (numbered := number_labels(labels, names, declared)):
+        notes.append(f"labels {', '.join(labels[:5])} are taken as {', '.join(numbered[:5])}")
+        labels = numbered
     if unknown := sorted(set(labels) - set(names)):
         raise UserError(
             f"{given}: label {unknown[0]!r} is none of the classes; give one of {', '.join(names)}"
@@ -387,6 +395,19 @@ def whole_numbers(labels: list[str]) -> list[str] | None:
 
 
 WHOLE = re.compile(r"-?(0|[1-9]\d*)(\.0+)?")
+
+
+def are_numbered(names: list[str]) -> bool:
+    """Whether they are those of a model whose training gave its classes no names."""
+    return names == [f"LABEL_{number}" for number in range(len(names))]
+
+
+def number_labels(labels: list[str], names: list[str], declared: list[str] | None) -> list[str]:
+    """LABEL_0 for 0, or for the first of as many names that the data set itself gives its classes;
+    [] unless all labels are such."""
+    numbers = declared if declared and len(declared) == len(names) else map(str, range(len(names)))
+    numbered = dict(zip(numbers, names, strict=True))
+    return [numbered[label] for label in labels if set(labels) <= set(numbered)]
 
 
 def numeric_order(name: str) -> tuple:

@@ -19,7 +19,7 @@ from families import (
 from test_loop import assert_same_bits
 from transformers import AutoConfig, pipeline
 
-from model import load_tokenizer
+from model import load_classifier, load_tokenizer
 from runtime.flags import UserError
 
 USED = "albert bart big_bird deberta-v2 electra longformer mobilebert modernbert mpnet roberta"
@@ -113,6 +113,14 @@ def test_the_limit_of_a_tokenizer_that_states_none_is_that_of_the_positions(kind
     with pytest.raises(UserError, match=rf"reads at most {limit}; give 3 to {limit}"):
         load_tokenizer(name, max_length=limit + 1)
     train_family(tmp_path / "model", tmp_path / "run", max_length=limit, max_steps=1)
+
+
+def test_a_model_that_knows_distances_alone_has_no_limit(tmp_path):
+    """DeBERTa-v3. Red: no look at position_biased_input in position_limit."""
+    make_family("deberta-v2", tmp_path, position_biased_input=False, position_buckets=8)
+    tokenizer = load_tokenizer(str(tmp_path), max_length=200)
+    model = load_classifier(str(tmp_path), tokenizer, new_head=True)
+    assert model(input_ids=torch.full((1, 200), 8)).logits.isfinite().all()
 
 
 def test_the_page_of_families_has_them_all():

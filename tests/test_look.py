@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import WORDS, train_small
+from conftest import WORDS, make_rows, train_small, write_csv
 from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -115,7 +115,8 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
 
 
 def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
-    """Red: `>=` for `>` in describe_validation."""
+    """And so is one class's accuracy, of all. Red: `>=` for `>` in describe_validation; no case
+    of one class."""
     validation = Dataset.from_dict({"labels": [0, 1, 1, 1]})
     run = SimpleNamespace(
         progress=Progress(step=3), total_steps=9, validation_set=validation, output=tmp_path
@@ -123,6 +124,59 @@ def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
     for accuracy, learnt in ((0.75, False), (0.76, True)):
         line = describe_validation(run, Scores(loss=0.5, accuracy=accuracy, examples=4), True)
         assert ("nothing learnt" in line) != learnt
+    run.validation_set = Dataset.from_dict({"labels": [1, 1]})
+    line = describe_validation(run, Scores(loss=0.5, accuracy=1.0, examples=2), True)
+    assert line.endswith("; these are all of one class, which any model that answers it has right")
+    assert "nothing learnt" not in line
+
+
+HAN = [chr(0x4E00 + number) for number in range(500)]
+TEXTS = {  # of 1200, each with a word that shows its class, and words by chance
+    "Chinese without blanks": lambda mark, rng: mark + "".join(rng.choice(HAN[2:], 40)),
+    "words of one letter": lambda mark, rng: f"{HAN[mark == HAN[0]]} {rng.choice(HAN[2:])}",
+    "no words": lambda mark, rng: "!" * rng.integers(1, 20) + "?" * rng.integers(1, 20),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_texts_of_any_script_are_looked_at(kind, tiny, tmp_path, capsys):
+    """Red: TfidfVectorizer without WORD; without `except ValueError`."""
+    rng = np.random.default_rng(0)
+    rows = [(TEXTS[kind](HAN[n % 2], rng), "ab"[n % 2]) for n in range(1200)]
+    source, found = write_csv(tmp_path / "x.csv", rows), tmp_path / "look.json"
+    data.main([f"--dataset={source}", f"--model={tiny}", "--max_length=20", f"--json={found}"])
+    accuracy = json.loads(found.read_text())["baselines"]["bag_of_words"]["accuracy"]
+    said = capsys.readouterr().out
+    if kind == "no words":
+        assert accuracy is None
+        assert "none by a bag of words" in said
+    else:
+        assert accuracy > 0.9
+
+
+def test_a_look_at_texts_of_one_class_says_so(tiny, tmp_path, capsys):
+    """To train on, by a sample of one; to validate on, by a file. Red: no look at the classes in
+    bag_of_words; no describe_absent of a validation file."""
+    source = write_csv(tmp_path / "x.csv", make_rows(40, seed=1))
+    own = write_csv(tmp_path / "own.csv", [("w3 w4", "positive"), ("w5", "positive")])
+    flags = [f"--dataset={source}", f"--model={tiny}", "--max_length=20"]
+    data.main([*flags, "--max_train_samples=1"])
+    said = capsys.readouterr().out
+    assert "no text of 'positive' among the train texts (--max_train_samples 1)" in said
+    assert "none by a bag of words" in said
+    data.main([*flags, f"--validation_dataset={own}"])
+    assert f"no text of 'negative' in --validation_dataset {own}" in capsys.readouterr().out
+
+
+def test_pairs_are_looked_at_as_they_are_trained_on(tiny, tmp_path):
+    """Red: "head" for config.truncation in look_at."""
+    rows = [("w1", *row) for row in make_rows(40, seed=1)]
+    source = write_csv(tmp_path / "x.csv", rows, ("title", "text", "label"))
+    flags = [f"--dataset={source}", f"--model={tiny}", "--text_column=title,text"]
+    with pytest.raises(UserError, match="head_tail: cuts one text, not a pair"):
+        data.main([*flags, "--max_length=20", "--truncation=head_tail"])
+    with pytest.raises(UserError, match="adds 3 tokens to each pair of texts; give 5 or more"):
+        data.main([*flags, "--max_length=4"])
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

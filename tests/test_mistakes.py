@@ -139,6 +139,20 @@ def parquet(labels: list[int], names=("no", "yes")) -> bytes:
 
 CLASSES = ["no", "yes"]
 GOOD = [f"w{index} w{index + 1},{CLASSES[index % 2]}" for index in range(30)]
+TWO_TEXTS = "\n".join(["a,text,label", *(f"w3,{row}" for row in GOOD)])
+ONE_TEXT = {  # of a tokenizer whose author did not think of pairs
+    "type": "TemplateProcessing",
+    "single": [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ],
+    "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+    "special_tokens": {
+        token: {"id": token, "ids": [number], "tokens": [token]}
+        for token, number in (("[CLS]", 2), ("[SEP]", 3))
+    },
+}
 PAIRS = [{"text": f"w{index}", "label": CLASSES[index % 2]} for index in range(30)]
 BYTES = bytes(range(128, 256)) * 20
 
@@ -680,7 +694,20 @@ DATA = [
         "half of a pair cut in the middle",
         ["--dataset=<tmp>/x.csv", "--text_column=a,text", "--truncation=head_tail"],
         "--truncation head_tail: cuts one text, not a pair; give head or tail",
-        {"x.csv": "\n".join(["a,text,label", *(f"w3,{row}" for row in GOOD)])},
+        {"x.csv": TWO_TEXTS},
+    ),
+    one(
+        "no room for a pair",
+        ["--dataset=<tmp>/x.csv", "--text_column=a,text", "--max_length=4"],
+        "--max_length 4: <tiny> adds 3 tokens to each pair of texts; give 5 or more",
+        {"x.csv": TWO_TEXTS},
+    ),
+    one(
+        "tokenizer that knows no pairs",
+        ["--model=<tmp>/model", "--dataset=<tmp>/x.csv", "--text_column=a,text"],
+        "<tmp>/model: its tokenizer adds 2 tokens to a text and 0 to a pair of texts; choose "
+        "another model, or correct the post_processor in its tokenizer.json",
+        {"x.csv": TWO_TEXTS, "model/tokenizer.json": edited(post_processor=ONE_TEXT)},
     ),
 ]
 

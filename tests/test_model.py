@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import load_named, make_model, train_small, weights_of, write_csv
@@ -9,7 +10,12 @@ from events import before_update
 from families import OWN, make_family, make_tokenizer, tiny_config
 from test_loop import assert_same_bits
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertForSequenceClassification,
+)
 
 import eval as evaluation
 import train
@@ -165,6 +171,19 @@ def test_a_kept_head_has_its_rows_by_name(classifier):
     assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
 
 
+@pytest.mark.parametrize("names", [["0", "1", "2"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_a_head_without_class_names_is_kept_for_numbers(names, tmp_path):
+    """As of a model whose training named no classes. Red: no are_numbered in match_classes."""
+    model = AutoModelForSequenceClassification.from_config(tiny_config("bert", {"num_labels": 3}))
+    model.save_pretrained(tmp_path)
+    make_tokenizer(tmp_path)
+    kept = load_named(tmp_path, names, keep_head=True)
+    assert torch.equal(kept.classifier.weight, model.classifier.weight)
+    assert list(kept.config.id2label.values()) == names
+    with pytest.raises(UserError, match="has the classes LABEL_0, LABEL_1, LABEL_2, and the data"):
+        load_named(tmp_path, ["1", "2", "3"], keep_head=True)
+
+
 def test_a_line_says_what_becomes_of_a_head(tiny, train_command, tmp_path, capsys):
     """Red: describe_head without `keep_head`; without its look for a head; notes left out of
     set_up."""
@@ -227,7 +246,23 @@ def too_much_on_a_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a ...")
 
 
-@pytest.mark.parametrize("fail", [too_much, too_much_on_a_gpu])
+def too_much_for_numpy():
+    np.empty(2**60, dtype=np.uint8)
+
+
+def too_much_of_a_file():
+    raise RuntimeError("unable to mmap 268000000 bytes from file <a>: Cannot allocate memory (12)")
+
+
+@pytest.mark.parametrize(
+    ("fail", "amount"),
+    [
+        (too_much, "1,152,921,504,607 MB"),
+        (too_much_on_a_gpu, "20.00 MiB"),
+        (too_much_for_numpy, "1.00 EiB"),
+        (too_much_of_a_file, "268 MB"),
+    ],
+)
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
@@ -239,16 +274,28 @@ def too_much_on_a_gpu():
         (evaluation, "per_device_eval_batch_size"),
     ],
 )
-def test_too_little_memory_is_a_line_with_the_flags_that_help(fail, module, flags, capsys):
-    """Red: no look at NO_MEMORY in explain; one of its words left out."""
+def test_too_little_memory_is_a_line_with_the_flags_that_help(fail, amount, module, flags, capsys):
+    """Red: no is_out_of_memory in explain; one of its words, or MemoryError, left out."""
     with pytest.raises(SystemExit) as ended:
         run_command(fail, module.IF_OUT_OF_MEMORY)
     assert ended.value.code == 2
     out, err = capsys.readouterr()
-    amount = "20.00 MiB" if fail is too_much_on_a_gpu else f"{2**60} bytes"
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith(f"error: out of memory ({amount} more were asked for); give ")
     assert re.findall(r"--(\w+)", err.replace("another --output_dir", "")) == flags.split()
+
+
+@pytest.mark.parametrize(
+    "place", [AutoModelForSequenceClassification, DistilBertForSequenceClassification]
+)
+def test_too_little_memory_for_the_weights_is_no_fault_of_the_model(place, tiny, monkeypatch):
+    """While they are loaded, and in the first pass. Red: no is_out_of_memory in load_pretrained;
+    none in find_fault."""
+    auto = place is AutoModelForSequenceClassification
+    name = "from_pretrained" if auto else "forward"
+    monkeypatch.setattr(place, name, lambda *_, **__: too_much_of_a_file())
+    with pytest.raises(RuntimeError, match="unable to mmap"):
+        load_named(tiny, ["a", "b"])
 
 
 def test_a_run_out_of_memory_goes_on_with_those_flags(train_command, tmp_path, monkeypatch):

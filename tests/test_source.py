@@ -11,8 +11,8 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_rows, write_csv
 
-RUNTIME = ["streams", "flags", "folders", "environment", "formats", "heads", "hub", "probe"]
-RUNTIME += ["tables", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
+RUNTIME = ["streams", "flags", "folders", "environment", "formats", "hub", "probe"]
+RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
 RUNTIME += ["engines", "checkpoint", "monitor"]
 REPORT = ["metrics", "files", "predictions", "look"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.

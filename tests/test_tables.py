@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_rows, train_small, write_csv
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset_builder
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset_builder
+from families import make_family
 from huggingface_hub import constants
-from tokenizers import pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import eval as evaluation
 from config import Config
-from data import choose_texts, encode, tokenize
+from data import Collator, choose_texts, encode, load_splits, tokenize
 from model import load_tokenizer
 from runtime import formats, splits
 from runtime.flags import UserError
@@ -502,6 +503,68 @@ def test_a_pair_is_encoded_as_the_tokenizer_does(bert):
         assert columns[name] == expected[name]
     assert 1 in columns["token_type_ids"][0]
     assert "token_type_ids" not in encode([("w1",)], tokenizer, 12, "head")
+
+
+def test_a_text_that_becomes_no_token_is_one_unknown_word(tmp_path):
+    """A zero-width space, for a tokenizer that adds no token of its own, as GPT-2's. Red: no case
+    of empty ids in encode."""
+    tokenizer = load_tokenizer(str(make_family("gpt2", tmp_path)), max_length=12)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.backend_tokenizer.normalizer = normalizers.Nmt()  # as T5's, which drops such
+    for texts in ([("\u200b",), ("w3 w4",)], [("\u200b",)]):
+        columns = encode(texts, tokenizer, 12, "head")
+        assert columns["input_ids"][0] == [tokenizer.unk_token_id]
+        assert columns["length"][0] == 1
+        batch = Collator(tokenizer)([{"input_ids": ids} for ids in columns["input_ids"]])
+        assert batch["input_ids"].dtype == torch.int64
+
+
+def test_a_pair_without_a_token_between_is_said_to_be(bert, tmp_path):
+    """Red: describe_pairs left out of load_splits; `>=` for `>` there."""
+    source, _ = write_pairs(tmp_path / "x.csv")
+    model = make_family("gpt2", tmp_path / "gpt2")
+    said = []
+    for name, joined in ((bert, None), (model, None), (model, "title,body")):
+        config = Config(model=str(name), dataset=str(source), text_column=joined or "body")
+        tokenizer = load_tokenizer(str(name), max_length=12)
+        if name == model:
+            tokenizer.backend_tokenizer.post_processor = None
+        notes = load_splits(config, tokenizer).notes
+        said.append([line for line in notes if "puts no token between" in line])
+    assert said[:2] == [[], []]
+    assert said[2] == [
+        f"warning: {model} puts no token between the two texts of a pair: it reads them as one"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "declared", "taken"),
+    [
+        (["0", "1"], None, [0, 1]),
+        (["LABEL_1", "LABEL_0"], None, [1, 0]),
+        ([0, 1], ["neg", "pos"], [0, 1]),
+        (["neg", "pos"], None, None),
+        (["1", "2"], None, None),
+        ([0, 2], ["a", "b", "c"], None),
+    ],
+)
+def test_numbers_are_the_classes_of_a_model_that_names_none(label, declared, taken, tmp_path):
+    """LABEL_0 is 0, or what the data set declares as its first of as many. Names alone say nothing
+    of their order. Red: number_labels without `declared`; without its look at how many; without
+    its look at all labels."""
+    kind = Value("string") if declared is None else ClassLabel(names=declared)
+    rows = {"text": [f"w{n}" for n in range(20)], "label": label * 10}
+    path = tmp_path / "x.parquet"
+    Dataset.from_dict(rows, Features({"text": Value("string"), "label": kind})).to_parquet(path)
+    table = read_table(str(path), "test")
+    if taken is None:
+        with pytest.raises(UserError, match="is none of the classes; give one of LABEL_0"):
+            label_rows(table, "text", "label", ["LABEL_0", "LABEL_1"])
+        return
+    texts = label_rows(table, "text", "label", ["LABEL_0", "LABEL_1"])
+    assert texts.labels.tolist() == taken * 10
+    if "LABEL_0" not in label:
+        assert any("are taken as LABEL_0, LABEL_1" in line for line in texts.notes)
 
 
 @pytest.mark.parametrize("name", ["bert", "tiny"])
