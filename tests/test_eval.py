@@ -237,14 +237,19 @@ def test_a_report_gives_way_only_to_one_of_the_same(trained):
     (trained / "report_test.json").unlink()
 
 
-def test_every_file_has_a_report_of_its_own(trained, tmp_path):
-    """This month's does not refuse the next one's. Red: report_test.json for every data set."""
+def test_every_file_has_a_report_of_its_own(trained, tmp_path, monkeypatch):
+    """This month's does not refuse the next one's. Red: report_test.json for every data set;
+    `Path(config.dataset)` for its full path in report_path (report_.json of a folder's ".")."""
     for name in ("june", "july"):
         path = write_csv(tmp_path / f"{name}.csv", make_rows(20, seed=8))
         evaluation.main([f"--ckpt={trained}", f"--dataset={path}", "--num_threads=1"])
         report = json.loads((trained / f"report_{name}.json").read_text())
         assert report["of"]["dataset"] == str(path)
         (trained / f"report_{name}.json").unlink()
+    write_csv(tmp_path / "may.2026" / "test.csv", make_rows(20, seed=8))
+    monkeypatch.chdir(tmp_path / "may.2026")
+    evaluation.main([f"--ckpt={trained}", "--dataset=.", "--num_threads=1"])
+    (trained / "report_may.2026.json").unlink()
 
 
 def test_texts_and_files_get_the_predictions_of_the_test_split(trained, tmp_path, capsys):
