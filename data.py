@@ -13,7 +13,7 @@ if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config import LookConfig
-from runtime.flags import UserError, parse, parse_or_exit
+from runtime.flags import parse, parse_or_exit
 
 if __name__ == "__main__":
     GIVEN = parse_or_exit(LookConfig)  # before the imports below, which take seconds
@@ -46,6 +46,7 @@ from runtime.processes import run_command
 from runtime.seen import FILES, SETTINGS, Seen, read_seen
 from runtime.splits import read_training, read_validation, unused_files
 from runtime.tables import LabelledTexts, column, label_rows
+from runtime.tokenizer import clear_last_call, describe_pairs, require_pairs, set_truncation_side
 
 # ---------------------------------------------------------------- splits
 
@@ -67,7 +68,7 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
-    notes += describe_pairs(train, tokenizer)
+    notes += describe_pairs(train.text_columns, tokenizer)
     notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
     seen = what_model_has_seen(config).and_then(train, validation)
     return Splits(*ids, train.names, seen, notes)
@@ -170,48 +171,12 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
     return {**encoded, "input_ids": ids, "length": list(map(len, ids)), "cut": cut}
 
 
-def describe_pairs(texts: LabelledTexts, tokenizer) -> list[str]:
-    single, pair = map(tokenizer.num_special_tokens_to_add, (False, True))
-    if len(texts.text_columns) == 1 or pair > single:
-        return []
-    name = tokenizer.name_or_path
-    return [f"warning: {name} puts no token between the two texts of a pair: it reads them as one"]
-
-
-def require_pairs(tokenizer, truncation: str) -> None:
-    """Raises `UserError` unless the tokenizer can make one row of ids of two texts."""
-    name, most = tokenizer.name_or_path, tokenizer.model_max_length
-    single, added = map(tokenizer.num_special_tokens_to_add, (False, True))
-    if truncation == "head_tail":
-        raise UserError("--truncation head_tail: cuts one text, not a pair; give head or tail")
-    if added < single:
-        raise UserError(
-            f"{name}: its tokenizer adds {single} tokens to a text and {added} to a pair of texts; "
-            "choose another model, or correct the post_processor in its tokenizer.json"
-        )
-    if most < added + 2:
-        raise UserError(
-            f"--max_length {most}: {name} adds {added} tokens to each pair of texts; give "
-            f"{added + 2} or more"
-        )
-
-
 def cut_middle(ids: list[int], max_length: int) -> list[int]:
     """The ids, if too many, without their middle: of 512, [CLS] + 128 and 382 + [SEP] are kept (Sun
     et al., arXiv:1905.05583)."""
     head = max_length // 4 + 1
     tail = max_length - head
     return ids if len(ids) <= max_length else ids[:head] + ids[len(ids) - tail :]
-
-
-def set_truncation_side(tokenizer, truncation: str) -> None:
-    tokenizer.truncation_side = "left" if truncation == "tail" else "right"
-
-
-def clear_last_call(tokenizer) -> None:
-    """A fast tokenizer keeps, and saves, the truncation and padding of its last call."""
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
 
 
 # ---------------------------------------------------------------- the batch plan
@@ -377,7 +342,7 @@ def look_at(config: LookConfig) -> None:
         "train": count_tokens(train, tokenizer, config.truncation),
         "validation": count_tokens(validation, tokenizer, config.truncation),
     }
-    notes += describe_pairs(train, tokenizer)
+    notes += describe_pairs(train.text_columns, tokenizer)
     look = examine(train, validation, lengths, config.max_length)
     if config.json:
         Path(config.json).write_text(json.dumps(look, indent=1) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ groups; logits and scores. Independent of: the data set, the loop, the files we 
 from dataclasses import dataclass
 
 import torch
-from tokenizers import normalizers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -15,8 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from runtime.flags import UserError
 from runtime.heads import describe_head, draw_head, has_head, match_classes, order_rows
-from runtime.hub import check_tokenizer, load_pretrained, require_weights
+from runtime.hub import load_pretrained, require_weights
 from runtime.probe import made_up_texts, position_limit, require_sound
+from runtime.tokenizer import check_tokenizer, keep_end_token_out
 
 # ---------------------------------------------------------------- tokenizer
 
@@ -52,16 +52,6 @@ def load_tokenizer(name: str, revision: str | None = None, max_length: int = 512
     types = ["token_type_ids"] if getattr(model_config, "type_vocab_size", 0) > 1 else []
     tokenizer.model_input_names = ["input_ids", *types, "attention_mask"]
     return tokenizer
-
-
-def keep_end_token_out(tokenizer) -> None:
-    """Make the end token inside a text a space: BART and T5 read their logits at that token, of
-    which each text must then have one. Saved in best/, so a pipeline does so, too."""
-    end, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
-    if end and tokenizer(f"text {end} text")["input_ids"].count(tokenizer.eos_token_id) > 1:
-        tokenizer.split_special_tokens = tokenizer.init_kwargs["split_special_tokens"] = True
-        steps = [backend.normalizer] if backend.normalizer else []
-        backend.normalizer = normalizers.Sequence([normalizers.Replace(end, " "), *steps])
 
 
 # ---------------------------------------------------------------- model

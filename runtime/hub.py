@@ -177,26 +177,6 @@ LOADING_ERRORS = (
 )
 
 
-def check_tokenizer(tokenizer, config, given: str) -> None:
-    if not tokenizer.is_fast:
-        raise UserError(f"{given}: has no fast tokenizer; choose a model with tokenizer.json")
-    if tokenizer.pad_token is None:
-        raise UserError(f"{given}: has no padding token; choose an encoder such as DistilBERT")
-    # For a folder without tokenizer files, transformers makes one that knows no word. And a token
-    # outside the model's vocabulary would end the run at the first text that has it.
-    vocabulary = tokenizer.get_vocab()
-    size = getattr(config, "vocab_size", None) or len(vocabulary)
-    if set(vocabulary) <= set(tokenizer.all_special_tokens):
-        raise UserError(
-            f"{given}: holds no tokenizer; save it with tokenizer.save_pretrained there"
-        )
-    if max(vocabulary.values()) >= size:
-        raise UserError(
-            f"{given}: its tokenizer has token {max(vocabulary.values())} and the model only "
-            f"{size} of them; save the tokenizer that belongs to it there"
-        )
-
-
 def require_weights(model, report: dict, given: str, new_head: bool) -> None:
     """Raises `UserError` unless all weights came from the file, by from_pretrained's `report`.
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_rows, write_csv
 
-RUNTIME = ["streams", "flags", "folders", "environment", "formats", "hub", "probe"]
+RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
 RUNTIME += ["engines", "checkpoint", "monitor"]
 REPORT = ["metrics", "files", "predictions", "look"]
