@@ -81,6 +81,12 @@ class Config:
     learning_rate: float = flag(2e-5, "peak rate; small models such as MiniLM need 1e-4", ABOVE_0)
     lr_scheduler_type: str = flag("linear", "after warm-up", one_of("linear", "cosine", "constant"))
     warmup_steps: float = flag(0.06, "updates of warm-up; below 1: a share of all", SHARE_OR_STEPS)
+    class_weights: str | None = flag(
+        None, "balanced: all classes weigh alike in the loss", one_of("balanced")
+    )
+    label_smoothing_factor: float = flag(
+        0.0, "share of each label that is spread over all classes", FROM_0_BELOW_1
+    )
     weight_decay: float = flag(0.01, "for weight matrices; biases and norms have none", AT_LEAST_0)
     max_grad_norm: float = flag(1.0, "clip the gradient to this norm; 0: no clipping", AT_LEAST_0)
     seed: int = flag(42, "of the new head, the order of texts and the dropout", SEED)
@@ -97,6 +103,14 @@ class Config:
     )
     validate_steps: int | None = flag(
         None, "steps between full validations, which choose best/; default: an epoch", AT_LEAST_1
+    )
+    metric_for_best_model: str = flag(
+        "accuracy",
+        "by which they choose; macro_f1: the mean of the classes' F1, however few their texts",
+        one_of("accuracy", "macro_f1", "loss"),
+    )
+    early_stopping_patience: int | None = flag(
+        None, "end after so many validations in a row without a better one", AT_LEAST_1
     )
 
     # Machine

@@ -5,7 +5,9 @@ groups; logits and scores. Independent of: the data set, the loop, the files we 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -170,6 +172,30 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
+# ---------------------------------------------------------------- the loss
+
+
+def weigh_classes(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
+    """(classes,) the weight of each in the loss: 1, or such that all classes weigh alike and the
+    mean over the texts is 1 (scikit-learn's "balanced"); 0 for a class without a text."""
+    if not balanced:
+        return np.ones(classes)
+    counts = np.bincount(labels, minlength=classes)
+    return np.where(counts, len(labels) / (classes * np.maximum(counts, 1)), 0.0)
+
+
+def summed_loss(weights: np.ndarray, label_smoothing: float, device):
+    """A function of logits and labels: cross-entropy, summed over the texts. Divided by the sum of
+    the texts' class weights it is the mean of torch.nn.CrossEntropyLoss."""
+    equal = (weights == 1).all()
+    return partial(
+        F.cross_entropy,
+        weight=None if equal else torch.tensor(weights, dtype=torch.float32, device=device),
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
 # ---------------------------------------------------------------- predictions
 
 
@@ -211,15 +237,20 @@ def predict(model, batches, rows: int, accelerator, before_batch=lambda: None) -
 
 @dataclass(frozen=True)
 class Scores:
-    """`loss`: mean cross-entropy in nats. `accuracy`: correct / examples."""
+    """`loss`: mean cross-entropy in nats, without class weights or label smoothing. `accuracy`:
+    correct / examples. `macro_f1`: mean F1 of the classes that occur or are predicted."""
 
     loss: float
     accuracy: float
+    macro_f1: float
     examples: int
 
 
 def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     """Sums divided once by the count: a mean of means is wrong for ragged batches (trl#7010)."""
     loss = F.cross_entropy(logits.double(), labels, reduction="sum").item()
-    correct = (logits.argmax(-1) == labels).sum().item()
-    return Scores(loss / len(labels), correct / len(labels), len(labels))
+    predicted, classes = logits.argmax(-1), logits.shape[-1]
+    right = torch.bincount(labels[predicted == labels], minlength=classes)
+    counted = torch.bincount(torch.cat([labels, predicted]), minlength=classes)
+    f1 = (2 * right / counted)[counted > 0].mean().item()
+    return Scores(loss / len(labels), right.sum().item() / len(labels), f1, len(labels))

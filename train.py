@@ -22,16 +22,26 @@ if __name__ == "__main__":
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 
 import datasets
 import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from torch.nn import functional as F
 
 from data import BatchPlan, eval_batches, load_splits, train_loader
-from model import Scores, load_model, load_tokenizer, parameter_groups, predict, score, to_device
+from model import (
+    Scores,
+    load_model,
+    load_tokenizer,
+    parameter_groups,
+    predict,
+    score,
+    summed_loss,
+    to_device,
+    weigh_classes,
+)
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.draw import sample
@@ -63,6 +73,8 @@ class Run:
     seen: Seen  # hashes of the texts of both, and of what --model had seen, for best/
     notes: list[str]  # what is said of the data before the first step
     plan: BatchPlan  # which rows of train_set are the batch of a step
+    text_weights: np.ndarray  # (rows of train_set,) 1, or of the text's class
+    summed_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of logits and labels
     total_steps: int
     progress: Progress
     monitor: Monitor  # sums of loss and gradient norm, TensorBoard, the progress line, the clock
@@ -73,8 +85,22 @@ class Run:
         return Path(self.config.output_dir)
 
     @property
+    def at_last_step(self) -> bool:
+        return self.progress.step == self.total_steps or self.out_of_patience
+
+    @property
+    def out_of_patience(self) -> bool:
+        patience, every = self.config.early_stopping_patience, self.validate_steps
+        since = self.progress.step // every - self.progress.best_step // every
+        return patience is not None and since >= patience
+
+    @property
+    def validate_steps(self) -> int:
+        return self.config.validate_steps or self.plan.steps_per_epoch
+
+    @property
     def finished(self) -> bool:
-        return self.progress.step == self.total_steps and not self.progress.follow_up_due
+        return self.at_last_step and not self.progress.follow_up_due
 
 
 # ---------------------------------------------------------------- the loop
@@ -88,14 +114,21 @@ def train(run: Run) -> None:
         train_loader(run.train_set, run.plan, updates, accumulation, run.tokenizer, run.accelerator)
     )
     run.model.train()
-    # A run that was stopped in the evaluations after a step resumes with these, not with an update.
-    first = progress.step if progress.follow_up_due else progress.step + 1
-    for step in range(first, run.total_steps + 1):
+    for step in remaining_steps(run):
         if step in updates:
             loss, norm = update(run, step, micro_batches)
             run.monitor.add_step(loss, norm)
             progress.step = step
         follow_up(run)
+
+
+def remaining_steps(run: Run) -> Iterator[int]:
+    """From where the run stands to its end, which --early_stopping_patience may bring forward.
+
+    A run that was stopped in the evaluations after a step begins with these, not with an update.
+    """
+    while not run.finished:
+        yield run.progress.step if run.progress.follow_up_due else run.progress.step + 1
 
 
 def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,7 +140,8 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
     # Before the forward pass: DeepSpeed updates inside the last backward(), not in step().
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate(step, run.total_steps, config)
-    examples = len(run.plan[step])  # over all processes and micro-batches
+    # Over all processes and micro-batches: the number of texts, or with --class_weights their sum.
+    weight = run.text_weights[run.plan[step]].sum()
     step_loss = torch.zeros((), device=accelerator.device)
     for _ in range(accumulation):
         run.stop.check()  # raises Stopped, on all processes or on none
@@ -116,7 +150,7 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
         with accelerator.accumulate(model):  # processes exchange gradients in the last one only
             logits = model(**batch).logits.float()
             # The parts add up to the mean loss of the whole batch, however it was dealt.
-            loss = F.cross_entropy(logits, labels, reduction="sum") / examples
+            loss = run.summed_loss(logits, labels) / weight
             # The factors undo backward()'s division by accumulation and DDP's mean over processes.
             accelerator.backward(loss * accumulation * processes)
         step_loss += loss.detach()
@@ -163,17 +197,17 @@ def follow_up(run: Run) -> None:
     evaluation.
     """
     config, progress, monitor = run.config, run.progress, run.monitor
-    step, finished = progress.step, progress.step == run.total_steps
-    validation_due = finished or step % (config.validate_steps or run.plan.steps_per_epoch) == 0
+    step = progress.step
+    validation_due = step == run.total_steps or step % run.validate_steps == 0
     progress.follow_up_due = True
     if validation_due:
         monitor.read_sums(run.model, progress)  # raises if anything is not finite
     if step % config.eval_steps == 0:
-        scores = evaluate(run, run.validation_sample, "validation_sample")
+        scores, _ = evaluate(run, run.validation_sample, "eval_sample")
         monitor.shown["sample accuracy"] = f"{scores.accuracy:.3f}"
     if validation_due:
-        keep_best(run, evaluate(run, run.validation_set, "validation"))
-    if step % config.logging_steps == 0 or finished:
+        keep_best(run, *evaluate(run, run.validation_set, "eval"))
+    if step % config.logging_steps == 0 or run.at_last_step:
         monitor.log_window(run, learning_rate(step, run.total_steps, config))
     progress.follow_up_due = False
     save_due = step % config.save_steps == 0
@@ -181,8 +215,9 @@ def follow_up(run: Run) -> None:
         checkpoint.save_last(run)
 
 
-def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
-    """Scores of the model as it is, in the precision of training; written to TensorBoard."""
+def evaluate(run: Run, data: datasets.Dataset, name: str) -> tuple[Scores, torch.Tensor]:
+    """Scores and logits of the model as it is, in the precision of training; written to
+    TensorBoard."""
     # The bare model: DDP's wrapper would broadcast buffers before each forward pass, for nothing.
     model = run.accelerator.unwrap_model(run.model)  # keeps autocast
     size = run.config.per_device_eval_batch_size
@@ -190,19 +225,24 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> Scores:
         batches = eval_batches(data, size, run.tokenizer, run.accelerator)
         logits = predict(model, batches, len(data), run.accelerator, run.stop.check)
     scores = score(logits, torch.as_tensor(data["labels"][:]))
-    scalars = {f"{name}/loss": scores.loss, f"{name}/accuracy": scores.accuracy}
-    run.monitor.write(scalars, run.progress.step)
-    return scores
+    run.monitor.write_scores(name, scores, run.progress.step)
+    return scores, logits
 
 
-def keep_best(run: Run, scores: Scores) -> None:
-    """`best/` has the highest validation accuracy; at a tie the earlier step stays, and a loss that
-    is not finite never wins."""
-    progress = run.progress
-    better = scores.accuracy > progress.best_accuracy and math.isfinite(scores.loss)
+def keep_best(run: Run, scores: Scores, logits: torch.Tensor) -> None:
+    """`best/` is the best by --metric_for_best_model; at a tie the earlier step stays, and a loss
+    that is not finite never wins."""
+    progress, metric = run.progress, run.config.metric_for_best_model
+    new = dataclasses.asdict(scores)
+    sign = -1 if metric == "loss" else 1
+    better = math.isfinite(scores.loss) and (
+        not progress.best_step or sign * new[metric] > sign * progress.best_scores[metric]
+    )
     if better:
-        progress.best_step, progress.best_accuracy = progress.step, scores.accuracy
-        checkpoint.save_best(run, dataclasses.asdict(scores))
+        progress.best_step, progress.best_scores = progress.step, new
+        run.monitor.write_scores("best", scores, progress.step)
+        checkpoint.save_best(run, new, logits)
+    run.monitor.write_pictures(run, logits)
     run.monitor.say(describe_validation(run, scores, better))
 
 
@@ -239,6 +279,8 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         config.seed,
         config.train_sampling_strategy,
     )
+    labels = column(splits.train, "labels").to_numpy()
+    weights = weigh_classes(labels, len(splits.names), config.class_weights == "balanced")
     total_steps = config.max_steps
     if total_steps == -1:
         total_steps = math.ceil(config.num_train_epochs * plan.steps_per_epoch)
@@ -256,6 +298,8 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         seen=splits.seen,
         notes=[*splits.notes, *notes],
         plan=plan,
+        text_weights=weights[labels],
+        summed_loss=summed_loss(weights, config.label_smoothing_factor, accelerator.device),
         total_steps=total_steps,
         progress=Progress(),
         monitor=Monitor(config, accelerator, total_steps),
@@ -320,7 +364,7 @@ def train_until_stopped(run: Run) -> int:
     """Train to the end (0), or until a signal asks to stop (its number), with `last/` saved."""
     for line in (*run.notes, describe_start(run)):
         run.monitor.say(line)
-    with run.monitor.watch(run.progress), run.stop:
+    with run.monitor.watch(run), run.stop:
         try:
             train(run)
         except Stopped as stopped:

@@ -35,9 +35,7 @@ def validations(folder: Path) -> list[dict]:
     batch = given["per_device_train_batch_size"] * given["gradient_accumulation_steps"]
     points, seconds, before = [], 0.0, 0
     for speed, accuracy in zip(
-        events.Scalars("train/examples_per_second"),
-        events.Scalars("validation/accuracy"),
-        strict=True,
+        events.Scalars("train/examples_per_second"), events.Scalars("eval/accuracy"), strict=True
     ):
         assert speed.step == accuracy.step
         seconds += (speed.step - before) * batch / speed.value

@@ -9,6 +9,8 @@ import json
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import PartialState
 from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
@@ -29,6 +31,7 @@ from runtime.folders import (
 from runtime.hub import refuse_adapter, weight_files
 from runtime.processes import on_main
 from runtime.seen import SETTINGS, Seen, write_seen
+from runtime.tables import column
 
 
 @dataclasses.dataclass
@@ -42,12 +45,13 @@ class Progress:
     step: int = 0  # the last whose update is in the weights
     follow_up_due: bool = False  # stopped in an evaluation after `step`: to be done again
     best_step: int = 0
-    best_accuracy: float = -1.0
+    best_scores: dict = dataclasses.field(default_factory=dict)  # of that step, on validation
     window_start: int = 0  # the step of the last scalars; the sums run from there
     sums: list[list[float]] = dataclasses.field(default_factory=lambda: [SUMS])  # per process
 
 
 EVENTS = ".reference-loop"  # ends the names of our event files: runs/ may have another program's
+VALIDATION = "validation.npz"  # logits, labels, lengths: what a threshold is chosen by
 SUMS = [0.0, 0.0, 0.0]  # loss, gradient norm, updates whose gradient was not finite
 
 
@@ -84,11 +88,11 @@ def fill_last(weights: dict, moments: dict, state: dict, folder: Path) -> None:
     (folder / "progress.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
 
 
-def save_best(run, scores: dict) -> None:
+def save_best(run, scores: dict, logits: torch.Tensor) -> None:
     """`best/`: what `from_pretrained` and `pipeline("text-classification", "best/")` load.
 
     Args:
-        scores: of the validation that chose this step.
+        scores, logits: of the validation that chose this step.
     """
     # Without --overwrite: whoever gives this file as --config repeats the run, and deletes nothing.
     flags = {name: run.settings[name] for name in vars(run.config) if name != "overwrite"}
@@ -102,12 +106,27 @@ def save_best(run, scores: dict) -> None:
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
-        fill = partial(fill_best, weights, model, run.tokenizer, run.seen, files)
+        of_texts = {name: column(run.validation_set, name) for name in ("labels", "length", "cut")}
+        fill = partial(
+            fill_best,
+            weights,
+            model,
+            run.tokenizer,
+            run.seen,
+            {"logits": logits.numpy()} | {name: of.to_numpy() for name, of in of_texts.items()},
+            files,
+        )
         on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
 
 
 def fill_best(
-    weights: dict, model, tokenizer, seen: Seen, files: dict[str, dict], folder: Path
+    weights: dict,
+    model,
+    tokenizer,
+    seen: Seen,
+    validation: dict[str, np.ndarray],
+    files: dict[str, dict],
+    folder: Path,
 ) -> None:
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
@@ -116,6 +135,7 @@ def fill_best(
     tokenizer.init_kwargs["truncation_side"] = tokenizer.truncation_side
     tokenizer.save_pretrained(folder)
     write_seen(folder, seen)
+    np.savez(folder / VALIDATION, **validation)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
     card = model_card(**files[SETTINGS], **files["validation.json"])

@@ -17,6 +17,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from runtime.board import write_about, write_validation
 from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
@@ -45,14 +46,16 @@ class Monitor:
         self.save_seconds = 0.0
 
     @contextlib.contextmanager
-    def watch(self, progress: Progress):
-        """TensorBoard, the progress bar and the clock, while a run trains from `progress` on."""
+    def watch(self, run):
+        """TensorBoard, the progress bar and the clock, while a run (train.Run) trains."""
+        progress = run.progress
         if self.accelerator.is_main_process:
             # Drop the scalars of steps that come again, and of a follow-up that comes again.
             purge = progress.step if progress.follow_up_due else progress.step + 1
             self.writer = SummaryWriter(
                 str(self.output / "runs"), purge_step=purge, filename_suffix=EVENTS
             )
+            write_about(self.writer, run.config, run.environment, progress.step)
         hidden = self.writer is None or not sys.stderr.isatty()
         self.first_step = progress.step
         self.bar = tqdm(
@@ -159,6 +162,18 @@ class Monitor:
         for name, value in scalars.items() if self.writer else ():
             self.writer.add_scalar(name, value, step)
 
+    def write_scores(self, name: str, scores, step: int) -> None:
+        values = {"loss": scores.loss, "accuracy": scores.accuracy, "macro_f1": scores.macro_f1}
+        self.write({f"{name}/{metric}": value for metric, value in values.items()}, step)
+
+    def write_pictures(self, run, logits: torch.Tensor) -> None:
+        """Of a validation of the whole split."""
+        if self.writer:
+            labels = torch.as_tensor(run.validation_set["labels"][:])
+            with self.clock_stopped():
+                names = run.settings["classes"]
+                write_validation(self.writer, logits, labels, names, run.progress.step)
+
     def flush(self) -> None:
         """To be called before each save: TensorBoard flushes every two minutes, and a resume must
         find all scalars up to the save."""
@@ -229,32 +244,36 @@ def describe_validation(run, scores, better: bool) -> str:
     Where classes are uneven, a model that always answers the largest looks like a trained one.
     """
     line = (
-        f"step {run.progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f} on "
-        f"{scores.examples:,} texts" + f", written to {run.output / 'best'}" * better
+        f"step {run.progress.step}/{run.total_steps}: validation accuracy {scores.accuracy:.4f}, "
+        f"macro-F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f} on {scores.examples:,} texts"
+        + f", written to {run.output / 'best'}"
+        * better
     )
-    _, largest = largest_class(column(run.validation_set, "labels").to_numpy())
+    labels = column(run.validation_set, "labels").to_numpy()
+    _, largest = largest_class(labels)
     if largest == 1:
         return f"{line}; these are all of one class, which any model that answers it has right"
-    if scores.accuracy > largest:
+    f1_of_largest = 2 * largest / (1 + largest) / len(set(labels))
+    if scores.accuracy > largest or scores.macro_f1 > f1_of_largest:
         return line
-    last = run.progress.step == run.total_steps
-    remedy = ": raise --learning_rate, or train longer" * last
+    remedy = ": raise --learning_rate, or train longer" * run.at_last_step
     return f"{line}; no more than its largest class ({largest:.4f}): nothing learnt yet{remedy}"
 
 
 def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
-    progress = run.progress
+    progress, best = run.progress, run.progress.best_scores
     words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
     data = run.config.dataset
     if Path(data).is_file():  # which has no split for testing
         pairs = len(split_columns(run.config.text_column)) == 2  # --text cannot say them
         of_file = ["--input", data, "--output", "predictions.csv"]
         words += of_file if pairs else ["--text", "A text to classify."]
+    early = f"ended at step {progress.step}, out of patience; " * (progress.step < run.total_steps)
     return (
-        f"best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
-        f"{progress.best_accuracy:.4f} on {len(run.validation_set):,} texts; "
-        f"next: {shlex.join(words)}"
+        f"{early}best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
+        f"{best['accuracy']:.4f}, macro-F1 {best['macro_f1']:.4f}, loss {best['loss']:.4f} on "
+        f"{best['examples']:,} texts; next: {shlex.join(words)}"
     )
 
 

@@ -5,6 +5,7 @@ its test. Those that a signal or an error brings about run in this process.
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -23,11 +24,11 @@ from events import before_update, dying_at
 from forked import Forked, wait_until
 from test_folders import holder
 from test_loop import assert_same_bits
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 import data
 import train
-from model import Scores
 from runtime import checkpoint, folders, processes
 from runtime.flags import UserError
 from runtime.processes import SIGNALS, Stop, Stopped, run_command
@@ -306,10 +307,10 @@ def test_best_of_a_step_that_a_kill_undid_gives_way_to_that_of_the_record(run, m
     evaluate = train.evaluate
 
     def scripted(current, rows, name):
-        scores = evaluate(current, rows, name)
-        if name == "validation":
-            scores = Scores(scores.loss, accuracies[current.progress.step], len(rows))
-        return scores
+        scores, logits = evaluate(current, rows, name)
+        if name == "eval":
+            scores = dataclasses.replace(scores, accuracy=accuracies[current.progress.step])
+        return scores, logits
 
     monkeypatch.setattr(train, "evaluate", scripted)
     save = checkpoint.save_last
@@ -351,13 +352,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_before(
     run, tmp_path, monkeypatch, value
 ):
     """Named by the span of steps. Red: read_sums without its raise; `isnan` for `isfinite`."""
-    entropy = train.F.cross_entropy
+    entropy = functional.cross_entropy
 
     def broken(*arguments, **keywords):
         return entropy(*arguments, **keywords) + (value if poisoned else 0)  # gradient as it was
 
     poisoned = []
-    monkeypatch.setattr(train.F, "cross_entropy", broken)
+    monkeypatch.setattr(functional, "cross_entropy", broken)
     line = "NaN or infinite between steps 16 and 20 of 28;.* lower --learning_rate"
     poison = at_step(17, lambda: poisoned.append(None))
     with poison, pytest.raises(UserError, match=line):
@@ -411,7 +412,7 @@ def test_a_weight_that_is_nan_is_never_best(run, tmp_path, monkeypatch):
 
     with before_update(poison), pytest.raises(UserError, match="steps 11 and 14 of 28"):
         run()
-    assert "validation/loss" not in scalars(tmp_path / "run")
+    assert "eval/loss" not in scalars(tmp_path / "run")
     assert not (tmp_path / "run" / "best").exists()
     assert stands(tmp_path / "run")["step"] == 10
 

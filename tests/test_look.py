@@ -11,6 +11,7 @@ from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 
 import data
 from config import Config
@@ -115,17 +116,19 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
 
 
 def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
-    """And so is one class's accuracy, of all. Red: `>=` for `>` in describe_validation; no case
-    of one class."""
+    """By accuracy and by macro-F1; and one class's accuracy, of all, says nothing. Red: `>=` for
+    `>` in describe_validation; no case of one class; no look at macro-F1."""
     validation = Dataset.from_dict({"labels": [0, 1, 1, 1]})
     run = SimpleNamespace(
         progress=Progress(step=3), total_steps=9, validation_set=validation, output=tmp_path
     )
-    for accuracy, learnt in ((0.75, False), (0.76, True)):
-        line = describe_validation(run, Scores(loss=0.5, accuracy=accuracy, examples=4), True)
+    run.at_last_step = False
+    f1 = f1_score([0, 1, 1, 1], [1, 1, 1, 1], average="macro")
+    for accuracy, macro_f1, learnt in ((0.75, f1, False), (0.76, 0, True), (0.5, f1 + 0.01, True)):
+        line = describe_validation(run, Scores(0.5, accuracy, macro_f1, 4), True)
         assert ("nothing learnt" in line) != learnt
     run.validation_set = Dataset.from_dict({"labels": [1, 1]})
-    line = describe_validation(run, Scores(loss=0.5, accuracy=1.0, examples=2), True)
+    line = describe_validation(run, Scores(0.5, 1.0, 1.0, 2), True)
     assert line.endswith("; these are all of one class, which any model that answers it has right")
     assert "nothing learnt" not in line
 

@@ -225,13 +225,13 @@ def test_two_runs_of_one_command_are_equal_to_the_bit_and_another_seed_is_not(
 def test_best_is_the_earliest_highest_accuracy_and_no_nan_or_resume_replaces_it(
     train_command, monkeypatch, tmp_path
 ):
-    """Red: in keep_best `>=` for `>`, or no isfinite; Progress without best_accuracy."""
+    """Red: in keep_best `>=` for `>`, or no isfinite; Progress without best_scores."""
     script = {3: 0.5, 6: 0.8, 9: 0.8, 12: float("nan"), 15: 0.7, 18: 0.9, 21: 0.75, 24: 0.9}
 
     def scripted(run, data, name):
         accuracy = script.get(run.progress.step, 0.1)
         loss = float("nan") if run.progress.step == 18 else 0.3
-        return Scores(loss, accuracy, len(data))
+        return Scores(loss, accuracy, accuracy, len(data)), torch.zeros(len(data), 2)
 
     monkeypatch.setattr(train, "evaluate", scripted)
     command = {"validate_steps": 3, "output_dir": tmp_path / "run"}
@@ -394,8 +394,8 @@ def test_every_scalar_of_the_contract_is_written_at_its_steps(train_command):
         )
     }
     for name in ("loss", "accuracy"):
-        assert curves[f"validation_sample/{name}"] == every_5
-        assert curves[f"validation/{name}"] == [14, 28]
+        assert curves[f"eval_sample/{name}"] == every_5
+        assert curves[f"eval/{name}"] == [14, 28]
 
 
 def test_logged_loss_is_the_mean_over_the_window(train_command, tmp_path):

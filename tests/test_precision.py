@@ -9,6 +9,7 @@ from conftest import scalars, weights_of
 from events import dying_at
 from safetensors.torch import load_file
 from test_loop import assert_same_bits
+from torch.nn import functional
 
 import train
 from runtime.flags import UserError
@@ -37,7 +38,7 @@ def test_bf16_is_for_the_arithmetic_alone(flags, train_command, tmp_path, monkey
     assert losses(half) == pytest.approx(losses(plain), rel=0.02)
     said = [json.loads((run / "best" / "validation.json").read_text()) for run in (plain, half)]
     assert [validation["precision"] for validation in said] == ["no", "bf16"]
-    loss = dict(scalars(half)["validation/loss"])[said[1]["step"]]
+    loss = dict(scalars(half)["eval/loss"])[said[1]["step"]]
     assert said[1]["loss"] == pytest.approx(loss, rel=1e-6)
     for name in ("last", "best"):
         weights = torch.cat([tensor.flatten() for tensor in weights_of(half, name).values()])
@@ -104,8 +105,10 @@ def test_an_fp16_run_that_diverges_ends(fp16, train_command, tmp_path, monkeypat
     """Every loss infinite: the scale is halved at each step. Red: read_sums without get_scale; no
     `where` around the loss in Monitor.add_step (the run then ends at the first overflow, from which
     it might have recovered)."""
-    entropy = train.F.cross_entropy
-    monkeypatch.setattr(train.F, "cross_entropy", lambda *a, **k: entropy(*a, **k) * float("inf"))
+    entropy = functional.cross_entropy
+    monkeypatch.setattr(
+        functional, "cross_entropy", lambda *a, **k: entropy(*a, **k) * float("inf")
+    )
     fp16(1.0)
     with pytest.raises(UserError, match="NaN or infinite between steps 11 and 14 of 28"):
         train_command()

@@ -118,7 +118,7 @@ def one_process(tiny, corpus, tmp_path_factory):
     """(flags, a run of one process at batch 8, another one as a kill after step 5 left it)."""
     folder = tmp_path_factory.mktemp("one_process")
     flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--save_steps=5"]
-    flags += ["--max_save_share=1"]
+    flags += ["--max_save_share=1", "--class_weights=balanced", "--label_smoothing_factor=0.1"]
     one = [*flags, "--per_device_train_batch_size=8"]
     train.main([*one, f"--output_dir={folder / 'run'}"])
     with dying_at(6):
@@ -135,7 +135,7 @@ def assert_same_training(one, several, rounding=1e-6):
     assert moments[0].keys() == moments[1].keys()
     assert all(torch.allclose(moments[0][key], moments[1][key], atol=1e-7) for key in moments[0])
     curves = [scalars(folder) for folder in (one, several)]
-    for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "validation/loss"):
+    for tag in ("train/loss", "train/grad_norm", "train/learning_rate", "eval/loss"):
         assert [step for step, _ in curves[0][tag]] == [step for step, _ in curves[1][tag]]
         expected = [value for _, value in curves[0][tag]]
         assert [value for _, value in curves[1][tag]] == pytest.approx(expected, rel=1e-5)
