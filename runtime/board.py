@@ -4,7 +4,6 @@ In: a SummaryWriter; logits and labels of a validation; what a run is. Out: even
 Independent of: how a step is made, scalars.
 """
 
-import dataclasses
 import shlex
 import sys
 
@@ -13,6 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 MOST_CURVES = 12  # classes; of more, nobody looks at the precision-recall curve of each
+TUNED = ("learning_rate", "num_train_epochs", "model", "seed", "max_length", "dropout")
+TUNED += ("weight_decay", "warmup_steps", "class_weights", "label_smoothing_factor")
 MOST_NAMES = 40  # classes whose names can be read beside a matrix
 
 
@@ -63,11 +64,8 @@ def write_about(writer: SummaryWriter, config, environment: dict, step: int) -> 
     writer.add_text("about/command", f"    {shlex.join(sys.argv)}", step)
     rows = [f"| {name} | {value} |" for name, value in environment.items()]
     writer.add_text("about/environment", "\n".join(["| | |", "|---|---|", *rows]), step)
-    settings = {
-        field.name: "" if (value := getattr(config, field.name)) is None else value
-        for field in dataclasses.fields(config)
-        if field.metadata["changes_result"]
-    }
+    settings = {name: getattr(config, name) for name in TUNED}
+    settings = {name: "" if value is None else value for name, value in settings.items()}
     scores = dict.fromkeys(["best/accuracy", "best/macro_f1", "best/loss"])
     for summary in hparams(settings, scores):  # not add_hparams, which makes a run of its own
         writer.file_writer.add_summary(summary)
