@@ -14,6 +14,7 @@ from runtime.flags import (
     BETWEEN_0_AND_1,
     FROM_0_BELOW_1,
     MINUS_1_OR_ABOVE_0,
+    PROBABILITY_OR_STORED,
     SEED,
     SHARE_OR_STEPS,
     adjustable,
@@ -141,6 +142,12 @@ class EvalConfig:
     ckpt: str = flag("best", "best/, or the folder or Hub name of another classifier")
     text: tuple[str, ...] = flag((), "a text to classify; may be repeated")
     input: str | None = flag(None, "file of texts to classify")
+    min_probability: str | None = flag(
+        None,
+        "below it a prediction for --text or --input has no label; stored: that of "
+        "--store_threshold",
+        PROBABILITY_OR_STORED,
+    )
     output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl, .parquet, ...")
     dataset: str | None = flag(None, "Hub name, folder or file; default: that of the training")
     dataset_config_name: str | None = flag(None, "default: that of the training")
@@ -148,6 +155,9 @@ class EvalConfig:
     text_column: str | None = flag(None, "default: that of the training")
     label_column: str | None = flag(None, "default: that of the training")
     drop_invalid: bool = flag(False, "leave out rows of the test split without a text or a label")
+    split: str = flag(
+        "test", "validation: the texts that chose the step of best/", one_of("test", "validation")
+    )
     test_split: str | None = flag(None, "default: that of the training")
     max_test_samples: int | None = flag(None, "test on at most N texts, stratified", AT_LEAST_1)
     per_device_eval_batch_size: int = flag(64, "texts per forward pass", AT_LEAST_1)
@@ -155,6 +165,14 @@ class EvalConfig:
         None,
         "default: report_test.json, or report_<name of --dataset>.json, in --ckpt, or, if that is "
         "on the Hub, here",
+    )
+    predictions: str | None = flag(None, "file for each text with its true and predicted label")
+    errors: str | None = flag(None, "file for the mistakes, the most confident first")
+    compare: tuple[str, ...] = flag((), "another checkpoint, on the same texts; may be repeated")
+    seeds: tuple[str, ...] = flag((), "--ckpt of another seed, for --compare; may be repeated")
+    thresholds: bool = flag(False, "print how many validation texts are above a probability")
+    store_threshold: float | None = flag(
+        None, "keep this probability in --ckpt, with --thresholds", FROM_0_BELOW_1
     )
     overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

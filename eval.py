@@ -4,7 +4,7 @@
     python eval.py --ckpt best/ --text "A wonderful film." --text "Dull."
     python eval.py --ckpt best/ --input reviews.csv --output predictions.csv
 
-In: a checkpoint folder; texts. Out: `report_test.json` beside the weights; predictions.
+In: a checkpoint folder; texts. Out: a report, `report_test.json`, beside the weights; predictions.
 Independent of: optimizer, schedule, TensorBoard. The only file that opens the test split.
 """
 
@@ -34,15 +34,29 @@ from tqdm import tqdm
 
 from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
-from report.files import check_output, refuse_to_replace
-from report.predictions import print_predictions, write_predictions
-from runtime.checkpoint import read_training_settings
+from report.asked import SPLIT_SETTINGS, check_flags
+from report.files import refuse_to_replace
+from report.predictions import (
+    Predicted,
+    print_predictions,
+    write_errors,
+    write_predictions,
+    write_split,
+)
+from report.texts import Split, count_seen, describe_seen, load_validation, training_texts
+from report.thresholds import (
+    choose_threshold,
+    coverage_table,
+    read_min_probability,
+    read_validation_of,
+)
+from runtime.checkpoint import checksum, read_training_settings
 from runtime.draw import sample
 from runtime.environment import describe_environment
-from runtime.folders import sha256_of
 from runtime.formats import format_of, stem_of
 from runtime.heads import read_class_names, require_one_label
 from runtime.hub import find_checkpoint, full_path, weight_files
+from runtime.notes import largest_class
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
@@ -68,28 +82,37 @@ class Classifier:
     def text_column(self) -> str:
         return self.trained.get("text_column", "text")
 
-    def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
-        """(texts, classes) of about a thousand texts, or pairs of them."""
+    def encode(self, texts: list[tuple[str, ...]]) -> dict[str, list]:
         own = "tail" if self.tokenizer.truncation_side == "left" else "head"
         truncation = self.trained.get("truncation", own)
-        ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
-        batches = eval_batches(
-            Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
-        )
-        return predict(self.model, batches, len(texts), self.accelerator)
+        return encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
 
-    def logits_of(self, texts: LabelledTexts) -> torch.Tensor:
-        """(texts, classes) of a whole split."""
-        chunks = []
+    def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
+        """(texts, classes) of about a thousand texts, or pairs of them."""
+        return self.logits_of(self.encode(texts))
+
+    def logits_of(self, ids: dict[str, list]) -> torch.Tensor:
+        data = Dataset.from_dict(ids)
+        batches = eval_batches(data, self.batch_size, self.tokenizer, self.accelerator)
+        return predict(self.model, batches, len(data), self.accelerator)
+
+    def predict_split(self, texts: LabelledTexts) -> Predicted:
+        columns = {"logits": [], "length": [], "cut": []}
         with tqdm(total=len(texts), unit=" texts", disable=None) as bar:
             for chunk in texts.chunks():
-                chunks.append(self.logits(chunk))
+                ids = self.encode(chunk)
+                columns["logits"].append(self.logits_of(ids).numpy())
+                columns["length"].append(ids["length"])
+                columns["cut"].append(ids["cut"])
                 bar.update(len(chunk))
-        return torch.cat(chunks)
+        whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+        return Predicted(labels=texts.labels, **whole)
 
 
-def open_classifier(config: EvalConfig) -> Classifier:
-    folder = find_checkpoint(config.ckpt)
+def open_classifier(config: EvalConfig, ckpt: str | None = None, flag="--ckpt") -> Classifier:
+    """`ckpt`, by default that of the config."""
+    given = f"{flag} {ckpt or config.ckpt}"
+    folder = find_checkpoint(ckpt or config.ckpt)
     trained = read_training_settings(folder)
     weights = {file: file.stat() for file in weight_files(folder)}
     # On a GPU the precision of the training; on a CPU always float32.
@@ -99,10 +122,10 @@ def open_classifier(config: EvalConfig) -> Classifier:
     set_threads(config.num_threads)
     keep_freed_memory()
     name = str(folder)
-    tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag="--ckpt")
-    model = load_classifier(name, tokenizer, flag="--ckpt")
-    require_one_label(model.config, f"--ckpt {config.ckpt}")
-    names = read_class_names(model.config, f"--ckpt {config.ckpt}")
+    tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag=flag)
+    model = load_classifier(name, tokenizer, flag=flag)
+    require_one_label(model.config, given)
+    names = read_class_names(model.config, given)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return Classifier(
         folder=folder,
@@ -116,78 +139,131 @@ def open_classifier(config: EvalConfig) -> Classifier:
     )
 
 
-# ---------------------------------------------------------------- the test split
+# ---------------------------------------------------------------- the report on a split
 
 
-def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
-    # Not at the top: it takes two seconds to import, which --text and --input need not wait for.
-    from report.metrics import make_report, show
+def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
+    # Not at the top: they take seconds to import, which --text and --input need not wait for.
+    from report.calibration import examine_calibration
+    from report.metrics import make_report
+    from report.terminal import show, show_comparison
 
     accelerator = classifier.accelerator
     # Now, because the files of the project may be edited during the predictions.
     environment = describe_environment(accelerator)
-    settings = choose_test(config, classifier.trained)
-    known = read_seen(classifier.folder)
-    test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
-    texts = hashlib.sha256(test.hashes.tobytes() + test.labels.tobytes()).hexdigest()
-    identity = settings | {"texts": texts[:16], "weights": sum_of_weights(classifier)}
+    split = load_split(config, classifier)
+    texts = split.texts
+    digest = hashlib.sha256(texts.hashes.tobytes() + texts.labels.tobytes()).hexdigest()
+    identity = split.settings | {
+        "texts": digest[:16],
+        "weights": checksum(classifier.folder, classifier.weights),
+    }
     path = report_path(config, classifier)
     refuse_to_replace(path, identity, config.overwrite)
-    logits, labels = classifier.logits_of(test), torch.as_tensor(test.labels)
-    report = make_report(score(logits, labels), logits.argmax(-1), labels, classifier.names)
-    if accelerator.is_main_process:
-        how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
-        report |= {
-            "of": identity | {"also_in": seen} | how,
-            "environment": environment,
-            "training_environment": classifier.trained.get("environment"),
-        }
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        for line in (*test.notes, describe_seen(known, seen, test, classifier.folder)):
-            print(line)
-        show(report)
-        print(f"written to {path}")
+    rivals = open_rivals(config, classifier, texts)
+    predicted = classifier.predict_split(texts)
+    others = {name: predict_as(rival, classifier.names, texts) for name, rival in rivals.items()}
+    if not accelerator.is_main_process:
+        return
+    validation = read_validation_of(classifier.folder)
+    scores = score(torch.as_tensor(predicted.logits), torch.as_tensor(predicted.labels))
+    baselines, line = measure_baselines(classifier, texts)
+    how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
+    report = make_report(scores, predicted, classifier.names) | {
+        "calibration": examine_calibration(predicted, validation),
+        "thresholds": coverage_table(validation),
+        "baselines": baselines,
+        "of": identity | {"also_in": split.seen} | how,
+        "environment": environment,
+        "training_environment": classifier.trained.get("environment"),
+    }
+    if others:
+        report["comparison"] = compare_with(config, predicted, others, len(classifier.names))
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for note in (*split.notes, *line):
+        print(note)
+    show(report)
+    if others:
+        show_comparison(report["comparison"])
+    print(f"written to {path}")
+    write_texts(config, texts, predicted, others)
 
 
-def report_path(config: EvalConfig, classifier: Classifier) -> Path:
-    """Beside the weights report_test.json, and report_june.json of --dataset june.csv; here, if
-    the weights are of the Hub, whose cache is not for files of ours."""
-    if config.report:
-        return Path(config.report)
-    name = "test"
-    if config.dataset and full_path(config.dataset) != classifier.trained.get("dataset"):
-        path = Path(full_path(config.dataset))
-        name = stem_of(path) if format_of(path) else path.name
-    beside = classifier.folder if os.path.exists(config.ckpt) else Path()
-    return beside / f"report_{name}.json"
+def write_texts(config: EvalConfig, texts, predicted: Predicted, others: dict) -> None:
+    """The files of --predictions and --errors."""
+    if config.predictions:
+        write_split(Path(config.predictions), texts, predicted, others)
+        print(f"{len(texts):,} predictions written to {config.predictions}")
+    if config.errors:
+        count = write_errors(Path(config.errors), texts, predicted, others)
+        print(
+            f"{count:,} mistakes written to {config.errors}, the most confident first; these are "
+            "also where labels are wrong"
+        )
 
 
-def sum_of_weights(classifier: Classifier) -> str:
-    """A checksum of the files that were loaded. Raises `UserError` if they were replaced since."""
-    sums = []
-    for file, then in classifier.weights.items():
-        sums.append(sha256_of(file))
-        now = file.stat()
-        if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
-            raise UserError(
-                f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
-            )
-    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+def measure_baselines(classifier: Classifier, texts: LabelledTexts) -> tuple[dict, list[str]]:
+    """Accuracies on `texts` of what is learnt from the training texts without the model; None,
+    with a line that says why, where these cannot be read."""
+    from report.look import bag_of_words
+
+    unknown = {"largest_class": None, "bag_of_words": None}
+    known = read_seen(classifier.folder)
+    try:
+        trained = training_texts(classifier, known.training)
+    except UserError as error:
+        return unknown, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
+    if not len(trained):
+        return unknown, []
+    largest = float((texts.labels == largest_class(trained.labels)[0]).mean())
+    words = bag_of_words(trained, texts)["accuracy"]
+    return {"largest_class": largest, "bag_of_words": words}, []
 
 
-TEST_SETTINGS = (
-    "dataset",
-    "dataset_config_name",
-    "dataset_revision",
-    "test_split",
-    "text_column",
-    "label_column",
-    "max_test_samples",
-)
+# ---------------------------------------------------------------- against others
+
+
+def open_rivals(
+    config: EvalConfig, classifier: Classifier, texts: LabelledTexts
+) -> dict[str, Classifier]:
+    """--seeds and --compare, by the names of their columns in --predictions.
+
+    Raises `UserError` for one of other classes, or one that was trained on half of `texts`.
+    """
+    rivals = {}
+    for flag, folders in (("seeds", config.seeds), ("compare", config.compare)):
+        for number, ckpt in enumerate(folders, 1):
+            rival = open_classifier(config, ckpt, f"--{flag}")
+            if sorted(rival.names) != sorted(classifier.names):
+                raise UserError(
+                    f"--{flag} {ckpt}: has the classes {', '.join(rival.names)}, and --ckpt "
+                    f"{', '.join(classifier.names)}; give one with the same classes"
+                )
+            count_seen(texts, read_seen(rival.folder), f"--{flag} {ckpt}")
+            rivals[f"{flag}_{number}"] = rival
+    return rivals
+
+
+def predict_as(rival: Classifier, names: list[str], texts: LabelledTexts) -> np.ndarray:
+    """(texts,) what it predicts, as the numbers of `names`."""
+    own = np.array([names.index(name) for name in rival.names])
+    return own[rival.predict_split(texts).classes]
+
+
+def compare_with(config: EvalConfig, predicted: Predicted, others: dict, classes: int) -> dict:
+    from report.comparison import compare_sides
+
+    ours = [predicted.classes, *(of for name, of in others.items() if name.startswith("seeds"))]
+    other = [of for name, of in others.items() if name.startswith("compare")]
+    folders = {"folders": {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}}
+    return folders | compare_sides(predicted.labels, ours, other, classes)
+
+
+# ---------------------------------------------------------------- the texts of a split
 
 
 def choose_test(config: EvalConfig, trained: dict) -> dict:
-    """`TEST_SETTINGS`: those given, else those of the training, else the defaults."""
+    """`SPLIT_SETTINGS`: those given, else those of the training, else the defaults."""
     if not (config.dataset or trained.get("dataset")):
         raise UserError(
             f"--ckpt {config.ckpt}: does not say what it was trained on; give --dataset"
@@ -197,8 +273,18 @@ def choose_test(config: EvalConfig, trained: dict) -> dict:
     if dataset != fallback["dataset"]:
         # The configuration and the revision of the training belong to its own data set.
         fallback = fallback | {"dataset_config_name": None, "dataset_revision": None}
-    given = {name: getattr(config, name) for name in TEST_SETTINGS} | {"dataset": dataset}
+    given = {name: getattr(config, name) for name in SPLIT_SETTINGS} | {"dataset": dataset}
     return {name: fallback.get(name) if value is None else value for name, value in given.items()}
+
+
+def load_split(config: EvalConfig, classifier: Classifier) -> Split:
+    known = read_seen(classifier.folder)
+    if config.split == "validation":
+        return load_validation(classifier, known)
+    settings = choose_test(config, classifier.trained)
+    test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
+    said = describe_seen(known, seen, test, classifier.folder)
+    return Split(test, settings, seen, (*test.notes, said))
 
 
 def load_test(
@@ -220,24 +306,24 @@ def load_test(
     no_labels = ", or --input FILE --output FILE to predict labels"
     texts = label_rows(table, *columns, names, drop_invalid, no_labels)
     texts = sample(texts, settings["max_test_samples"], seed=0)
-    # Texts are compared, not paths: a file may have been copied. A few are usual (52 of IMDb's).
-    trained = np.isin(texts.hashes, known.training)
-    validated = np.isin(texts.hashes, known.validation)
-    either = (trained | validated).sum()
-    if either >= len(texts) / 2:
-        raise UserError(
-            f"--dataset {settings['dataset']} --test_split {settings['test_split']}: {either:,} of "
-            f"the {len(texts):,} texts are among those that the model was trained or validated on; "
-            "give --dataset TEST_FILE, or another split"
-        )
-    return texts, {"training": int(trained.sum()), "validation": int(validated.sum())}
+    given = f"--dataset {settings['dataset']} --test_split {settings['test_split']}"
+    return texts, count_seen(texts, known, given)
 
 
-def describe_seen(known: Seen, seen: dict[str, int], test: LabelledTexts, folder: Path) -> str:
-    if why := known.why_unknown(test.text_columns):
-        return f"whether {folder} was trained on these texts is not known: {why}"
-    words = "{training:,} of these texts are among those trained on, {validation:,} validated on"
-    return words.format(**seen)
+# ---------------------------------------------------------------- the report's place
+
+
+def report_path(config: EvalConfig, classifier: Classifier) -> Path:
+    """Beside the weights report_test.json, and report_june.json of --dataset june.csv; here, if
+    the weights are of the Hub, whose cache is not for files of ours."""
+    if config.report:
+        return Path(config.report)
+    name = config.split
+    if config.dataset and full_path(config.dataset) != classifier.trained.get("dataset"):
+        path = Path(full_path(config.dataset))
+        name = stem_of(path) if format_of(path) else path.name
+    beside = classifier.folder if os.path.exists(config.ckpt) else Path()
+    return beside / f"report_{name}.json"
 
 
 # ---------------------------------------------------------------- the command
@@ -251,32 +337,16 @@ def main(argv=None) -> None:
 
 def predict_or_report(config: EvalConfig) -> None:
     check_flags(config)
+    if config.thresholds:
+        choose_threshold(config)
+        return
     classifier = open_classifier(config)
     if config.text:
-        print_predictions(config.text, classifier)
+        print_predictions(config.text, classifier, read_min_probability(config, classifier))
     elif config.input:
-        write_predictions(config, classifier)
+        write_predictions(config, classifier, read_min_probability(config, classifier))
     else:
-        report_on_test(config, classifier)
-
-
-def check_flags(config: EvalConfig) -> None:
-    """Raises `UserError` with all mistakes that show before anything is read."""
-    errors = []
-    for given, other in (("input", "output"), ("output", "input")):
-        if getattr(config, given) and not getattr(config, other):
-            errors += [f"--{given} {getattr(config, given)}: needs --{other} FILE; give both"]
-    if config.text and config.input:
-        errors += [f"--input {config.input}: given with --text; give one of the two"]
-    mode = "text" if config.text else "input" if config.input else None
-    for name in ("report", "drop_invalid", *TEST_SETTINGS) if mode else ():
-        value = getattr(config, name)
-        if value not in (None, False) and (mode, name) != ("input", "text_column"):
-            errors += [f"--{name} {value}: is for the test split; leave it out with --{mode}"]
-    if errors:
-        raise UserError(*errors)
-    if config.output:
-        check_output(Path(config.input), Path(config.output), config.overwrite)
+        report_on_split(config, classifier)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,23 @@ from runtime.flags import UserError
 from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped
 
 
-def check_output(source: Path, output: Path, overwrite: bool) -> None:
+def check_source(source: Path, output: Path) -> None:
     """Raises `UserError` unless predictions for texts in `source` can go to `output`."""
-    kind = format_of(output)
-    if kind not in OUTPUT_FORMATS or (kind == ".parquet" and is_gzipped(output)):
-        kinds = ", ".join(OUTPUT_FORMATS)
-        raise UserError(f"--output {output}: unknown kind of file; give one of {kinds}")
     if not source.is_file():
         raise UserError(f"--input {source}: is no file; give a {', '.join(FORMATS)} file")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output}: is the --input itself; give another name")
+
+
+def check_output(flag: str, output: Path, overwrite: bool) -> None:
+    """Raises `UserError` unless a table can be written there."""
+    kind = format_of(output)
+    if kind not in OUTPUT_FORMATS or (kind == ".parquet" and is_gzipped(output)):
+        kinds = ", ".join(OUTPUT_FORMATS)
+        raise UserError(f"{flag} {output}: unknown kind of file; give one of {kinds}")
     if output.exists() and not overwrite:
-        raise UserError(f"--output {output}: exists; give another name, or --overwrite")
-    check_writable("--output", output)
+        raise UserError(f"{flag} {output}: exists; give another name, or --overwrite")
+    check_writable(flag, output)
 
 
 def check_new(flag: str, path: Path, overwrite: bool, key: str) -> None:

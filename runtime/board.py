@@ -28,7 +28,9 @@ def write_validation(
         return
     probabilities = logits.softmax(-1)
     for number, name in list(enumerate(names))[len(names) == 2 :]:
-        writer.add_pr_curve(f"precision_recall/{name}", labels == number, probabilities[:, number], step)
+        writer.add_pr_curve(
+            f"precision_recall/{name}", labels == number, probabilities[:, number], step
+        )
 
 
 def count_confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:

@@ -5,7 +5,9 @@ saved. Independent of: when to save, and what a step does.
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from runtime.folders import (
     newest_whole,
     remove_folder,
     require_room,
+    sha256_of,
     spare_of,
     verify_folder,
     write_folder,
@@ -387,3 +390,16 @@ def read_training_settings(folder: Path) -> dict:
         return dict(json.loads(settings.read_text(encoding="utf-8"))) if settings.exists() else {}
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None
+
+
+def checksum(folder: Path, weights: dict[Path, os.stat_result]) -> str:
+    """Of the files that were loaded. Raises `UserError` if they were replaced since."""
+    sums = []
+    for file, then in weights.items():
+        sums.append(sha256_of(file))
+        now = file.stat()
+        if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
+            raise UserError(
+                f"--ckpt {folder}: a training replaced it meanwhile; start eval.py again"
+            )
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()

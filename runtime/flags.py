@@ -62,6 +62,19 @@ MINUS_1_OR_ABOVE_0 = (lambda v: v == -1 or v >= 1, "-1 (no limit) or a whole num
 SEED = (lambda v: 0 <= v < 2**32, "a whole number from 0 to 4294967295")
 
 
+def is_probability(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+PROBABILITY_OR_STORED = (
+    lambda v: v == "stored" or is_probability(v),
+    'a number from 0 to 1, or "stored"',
+)
+
+
 def one_of(*values: str):
     return (lambda v: v in values, "one of " + ", ".join(values))
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import eval as evaluation
 from config import Config, EvalConfig
-from runtime.checkpoint import model_card
+from runtime.checkpoint import checksum, model_card
 from runtime.flags import UserError
 from runtime.folders import write_folder
 from runtime.hub import weight_files
@@ -223,7 +223,7 @@ def test_a_classifier_of_another_program_answers_as_in_a_pipeline(foreign):
 @pytest.mark.parametrize("kind", ["in pieces", "pickled"])
 def test_weights_are_read_from_every_kind_of_file(kind, foreign, corpus):
     """And a report knows them by a checksum of all. Red: `weight_files` without its other patterns;
-    sum_of_weights of the first file alone."""
+    checksum of the first file alone."""
     whole = logits_of(foreign)
     model = AutoModelForSequenceClassification.from_pretrained(foreign)
     (foreign / "model.safetensors").unlink()
@@ -235,12 +235,12 @@ def test_weights_are_read_from_every_kind_of_file(kind, foreign, corpus):
     assert (len(files) > 1) == (kind == "in pieces")
     assert torch.equal(logits_of(foreign), whole)
     classifier = evaluation.open_classifier(EvalConfig(ckpt=str(foreign), num_threads=1))
-    before = evaluation.sum_of_weights(classifier)
+    before = checksum(classifier.folder, classifier.weights)
     files[-1].write_bytes(files[-1].read_bytes() + b" ")
     with pytest.raises(UserError, match="a training replaced it meanwhile"):
-        evaluation.sum_of_weights(classifier)
+        checksum(classifier.folder, classifier.weights)
     classifier.weights[files[-1]] = files[-1].stat()
-    assert evaluation.sum_of_weights(classifier) != before
+    assert checksum(classifier.folder, classifier.weights) != before
 
 
 def test_a_name_on_the_hub_is_a_classifier_too(foreign, tmp_path, monkeypatch, corpus):

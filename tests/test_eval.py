@@ -25,6 +25,7 @@ from config import EvalConfig
 from data import Collator, eval_batches, tokenize
 from model import load_tokenizer, predict, score
 from report.metrics import make_report, wilson
+from report.predictions import Predicted
 from runtime import folders
 from runtime.checkpoint import read_training_settings
 from runtime.flags import UserError
@@ -176,7 +177,9 @@ def test_report_equals_scikit_learns(pairs):
     true, predicted = (np.array(column) for column in zip(*pairs, strict=True))
     logits = torch.nn.functional.one_hot(torch.as_tensor(predicted), 4).float() * 3
     true, predicted = torch.as_tensor(true), torch.as_tensor(predicted)
-    report = make_report(score(logits, true), predicted, true, names)
+    length, cut = np.full(len(true), 9), np.zeros(len(true), dtype=bool)
+    split = Predicted(logits.numpy(), true.numpy(), length, cut)
+    report = make_report(score(logits, true), split, names)
     labels = range(4)
     expected = metrics.precision_recall_fscore_support(
         true, predicted, labels=labels, zero_division=0

@@ -1112,10 +1112,68 @@ EVAL = [
         [
             "--input <tmp>/in.csv: needs --output FILE; give both",
             "--input <tmp>/in.csv: given with --text; give one of the two",
-            "--report <tmp>/r.json: is for the test split; leave it out with --text",
             "--max_test_samples 3: is for the test split; leave it out with --text",
+            "--report <tmp>/r.json: is for the test split; leave it out with --text",
         ],
         {"in.csv": REVIEWS},
+    ),
+    Case(
+        "flags of other modes",
+        ["--min_probability=0.9", "--store_threshold=0.8", "--seeds=<tmp>/best"],
+        [
+            "--min_probability 0.9: is for --text and --input; leave it out",
+            "--seeds <tmp>/best: needs --compare FOLDER; give both",
+            "--store_threshold 0.8: needs --thresholds; give both",
+        ],
+    ),
+    one(
+        "validation and another data set",
+        ["--split=validation", "--dataset=<tmp>/x.csv"],
+        "--dataset <tmp>/x.csv: is for the test split; leave it out with --split validation",
+    ),
+    one(
+        "min_probability above 1",
+        ["--text=w1", "--min_probability=90"],
+        '--min_probability 90: give a number from 0 to 1, or "stored"',
+    ),
+    one(
+        "no stored threshold",
+        ["--text=w1", "--min_probability=stored"],
+        "--min_probability stored: <tmp>/best has none; give a number, or store one with "
+        "--thresholds --store_threshold",
+        {"best/x": "mine"},
+    ),
+    one(
+        "damaged threshold",
+        ["--text=w1", "--min_probability=stored"],
+        "<tmp>/best/threshold.json: is damaged (...); write it again, by --thresholds "
+        "--store_threshold",
+        {"best/threshold.json": "[1]"},
+    ),
+    one(
+        "thresholds of a model without its validation",
+        ["--thresholds"],
+        "--thresholds: <tmp>/best does not hold its validation; give the best/ that train.py wrote",
+        {"best/manifest.json": None, "best/validation.npz": None},
+    ),
+    one(
+        "validation of a model that does not hold it",
+        ["--split=validation"],
+        "--split validation: <tmp>/best does not hold what it was validated on; give the best/ "
+        "that train.py wrote",
+        {"best/manifest.json": None, "best/validation_texts.npy": None},
+    ),
+    one(
+        "predictions there",
+        ["--predictions=<tmp>/x.csv"],
+        "--predictions <tmp>/x.csv: exists; give another name, or --overwrite",
+        {"x.csv": "mine"},
+    ),
+    one(
+        "errors as what",
+        ["--errors=<tmp>/x.txt"],
+        "--errors <tmp>/x.txt: unknown kind of file; give one of .csv, .tsv, .jsonl, .ndjson, "
+        ".parquet",
     ),
     one(
         "output there",

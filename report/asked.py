@@ -1,0 +1,80 @@
+"""Which flags of eval.py belong together: mistakes in them, found before anything is read.
+
+In: a config. Out: a `UserError` with all of them, or nothing. Independent of: models, texts.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from report.files import check_output, check_source
+from runtime.flags import UserError
+
+SPLIT_SETTINGS = (
+    "dataset",
+    "dataset_config_name",
+    "dataset_revision",
+    "test_split",
+    "text_column",
+    "label_column",
+    "max_test_samples",
+)
+EVERYWHERE = ("ckpt", "per_device_eval_batch_size", "num_threads")
+# The flags of each thing that can be asked for, besides those.
+ASKED = {
+    "text": ("min_probability",),
+    "input": ("output", "text_column", "min_probability", "overwrite"),
+    "thresholds": ("store_threshold",),
+}
+REPORT = ("report", "split", "drop_invalid", "predictions", "errors", "compare", "seeds")
+REPORT += (*SPLIT_SETTINGS, "overwrite")
+
+
+# What a flag is nothing without.
+NEEDS = {
+    "input": "output FILE",
+    "output": "input FILE",
+    "seeds": "compare FOLDER",
+    "store_threshold": "thresholds",
+}
+
+
+def check_flags(config) -> None:
+    """Raises `UserError` with all mistakes that show before anything is read."""
+    given = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default
+    }
+    first, *more = [name for name in ASKED if name in given] or ["report"]
+    allowed = {*EVERYWHERE, first, *ASKED.get(first, REPORT)}
+    where = "" if first == "report" else f" with --{first}"
+    if config.split == "validation":
+        allowed -= {*SPLIT_SETTINGS}
+        where = " with --split validation"
+    errors = []
+    for name, value in given.items():
+        flag = f"--{name} {' '.join(value) if isinstance(value, tuple) else value}"
+        needed = NEEDS.get(name)
+        if needed and needed.split()[0] not in given:
+            errors.append(f"{flag}: needs --{needed}; give both")
+        if name in more:
+            errors.append(f"{flag}: given with --{first}; give one of the two")
+        elif name not in allowed and not (needed and needed.split()[0] not in given):
+            errors.append(f"{flag}: is for {place_of(name)}; leave it out{where}")
+    if errors:
+        raise UserError(*errors)
+    check_files(config)
+
+
+def place_of(name: str) -> str:
+    of = [f"--{asked}" for asked, flags in ASKED.items() if name in flags]
+    return " and ".join(of) or "the test split"
+
+
+def check_files(config) -> None:
+    if config.output:
+        check_output("--output", Path(config.output), config.overwrite)
+        check_source(Path(config.input), Path(config.output))
+    for name in ("predictions", "errors"):
+        if path := getattr(config, name):
+            check_output(f"--{name}", Path(path), config.overwrite)

@@ -1,0 +1,132 @@
+"""What eval.py finds, as a person reads it in a terminal.
+
+In: the dicts of metrics.py, calibration.py and comparison.py. Out: lines. Independent of: how they
+were computed, files.
+"""
+
+MOST_COLUMNS = 12  # classes whose confusion matrix fits a terminal
+
+
+def show(report: dict) -> None:
+    low, high = report["interval_95"]
+    print(
+        f"accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), macro-F1 "
+        f"{report['macro_f1']:.4f}, loss {report['loss']:.4f}, {report['examples']:,} texts"
+    )
+    show_baselines(report)
+    show_classes(report)
+    show_confused(report)
+    show_calibration(report["calibration"])
+    if report.get("roc_auc") is not None:
+        print(
+            f"ROC AUC {report['roc_auc']:.4f}, average precision {report['average_precision']:.4f} "
+            f"of {list(report['classes'])[1]!r}"
+        )
+    show_groups(report)
+
+
+def show_baselines(report: dict) -> None:
+    largest, words = (report["baselines"][name] for name in ("largest_class", "bag_of_words"))
+    if largest is None:
+        return
+    said = f"on these texts the largest class alone has {largest:.4f}"
+    if words is not None:
+        better = ": the bag of words is better" * (words > report["accuracy"])
+        said += f", a bag of words {words:.4f}{better}"
+    print(said)
+
+
+def show_classes(report: dict) -> None:
+    names = list(report["classes"])
+    width = max(9, *map(len, names))
+    columns = numbered(names) if len(names) <= MOST_COLUMNS else []
+    head = "   predicted as " * bool(columns) + " ".join(columns)
+    print(f"{'':{width}}  precision  recall      f1  examples{head}")
+    for (name, row), counts in zip(report["classes"].items(), report["confusion"], strict=True):
+        figures = (
+            f"{row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['examples']:8,}"
+        )
+        cells = zip(columns, counts, strict=False)
+        line = " ".join(f"{count:>{len(column)},}" for column, count in cells)
+        print(f"{name:{width}}  {figures}{' ' * 16 * bool(columns)}{line}")
+
+
+def numbered(names: list[str]) -> list[str]:
+    """Headings of columns, each as wide as a count: the names, cut where they are long."""
+    return [f"{name[:10]:>7}" for name in names]
+
+
+def show_confused(report: dict) -> None:
+    if len(report["classes"]) > 2 and report["confused"]:
+        print("most frequent mistakes:")
+        for pair in report["confused"][:5]:
+            print(
+                f"  {pair['true']} taken for {pair['predicted']}: {pair['texts']:,} "
+                f"({pair['share']:.1%} of {pair['true']})"
+            )
+
+
+def show_calibration(found: dict) -> None:
+    line = f"expected calibration error {found['ece']:.4f}"
+    if found["temperature"] is not None:
+        line += (
+            f"; {found['ece_after']:.4f} with logits divided by {found['temperature']:.2f}, the "
+            f"temperature that fits {found['fitted_on']:,} validation texts"
+        )
+    print(line)
+
+
+def show_groups(report: dict) -> None:
+    rows = [(f"{row['from']:,} to {row['to']:,} tokens", row) for row in report["by_length"]]
+    words = {"cut": "cut at --max_length", "whole": "read whole"}
+    rows += [(words[name], row) for name, row in report["by_cut"].items()]
+    width = max(len(name) for name, _ in rows)
+    for name, row in rows:
+        low, high = row["interval_95"]
+        print(
+            f"{name:>{width}}: accuracy {row['accuracy']:.4f} ({low:.4f} to {high:.4f}), "
+            f"{row['texts']:,} texts"
+        )
+
+
+def show_thresholds(rows: list[dict], names: list[str], texts: int) -> None:
+    print(f"of the {texts:,} validation texts, those whose probability is at least the threshold:")
+    columns = numbered(names) if len(names) <= MOST_COLUMNS else ["lowest"]
+    print(f"threshold  coverage  accuracy   95 % interval      precision {' '.join(columns)}")
+    for row in rows:
+        if not row["texts"]:
+            print(f"{row['min_probability']:9.2f}  {0:8.1%}")
+            continue
+        low, high = row["interval_95"]
+        precisions = row["precision"]
+        if len(names) > MOST_COLUMNS:
+            precisions = [min(value for value in precisions if value is not None)]
+        cells = zip(columns, precisions, strict=True)
+        line = " ".join(
+            f"{'-' if value is None else format(value, '.4f'):>{len(column)}}"
+            for column, value in cells
+        )
+        print(
+            f"{row['min_probability']:9.2f}  {row['coverage']:8.1%}  {row['accuracy']:8.4f}  "
+            f"{low:.4f} to {high:.4f}             {line}"
+        )
+
+
+def show_comparison(found: dict) -> None:
+    for name in ("ours", "other"):
+        each = ", ".join(f"{value:.4f}" for value in found["accuracies"][name])
+        print(f"{'--ckpt' if name == 'ours' else '--compare'}: accuracy {each}")
+    for metric in ("accuracy", "macro_f1"):
+        low, high = found[metric]["interval_95"]
+        print(
+            f"difference of {metric}, ours - other: {found[metric]['difference']:+.4f} (95 % "
+            f"interval {low:+.4f} to {high:+.4f})"
+        )
+    print(f"they differ on {found['differ']:,} texts", end="")
+    if exact := found["mcnemar"]:
+        print(
+            f"; only ours is right on {exact['only_ours_right']:,}, only the other on "
+            f"{exact['only_other_right']:,} (McNemar's exact test: p = {exact['p']:.3g})",
+            end="",
+        )
+    print()
