@@ -45,8 +45,7 @@ def report_of(predicted: Predicted) -> dict:
 
 @pytest.mark.parametrize("classes", [2, 3, 40])
 def test_figures_are_scikit_learns(classes):
-    """Red: the first class's probability in rank_metrics; `row` for `sum(row)` in confused_pairs;
-    `method="lower"` in accuracy_by_length (a group without texts)."""
+    """Red: the first class's probability in rank_metrics; another sum in confused_pairs."""
     predicted = made_up(classes=classes)
     report = report_of(predicted)
     true, said = predicted.labels, predicted.classes
@@ -79,7 +78,7 @@ def test_texts_of_one_class_have_no_area_under_a_curve():
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60))
 def test_groups_by_length_part_the_texts(lengths):
-    """Each text in one, none empty, none overlapping. Red: `side="right"` in searchsorted."""
+    """Each text in one, none empty, none overlapping. Red: groups by the order of the texts."""
     lengths = np.array(lengths)
     labels, logits = lengths % 2, np.eye(2, dtype=np.float32)[lengths % 3 % 2]
     groups = accuracy_by_length(Predicted(logits, labels, lengths, lengths > 99))
@@ -148,7 +147,7 @@ def test_coverage_and_accuracy_at_each_threshold():
 @settings(max_examples=3, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([2, 5]))
 def test_intervals_are_those_of_scipys_paired_bootstrap(seed, classes):
-    """Nearly: both draw. Red: the sides drawn from two generators; a percentile of 5."""
+    """Nearly: both draw. Red: percentiles of 16 and 84; `counts` unchanged for each resample."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, 300)
     ours, other = (
@@ -171,7 +170,7 @@ def test_intervals_are_those_of_scipys_paired_bootstrap(seed, classes):
             rng=seed,
         ).confidence_interval
         width = drawn.high - drawn.low
-        assert found[name]["interval_95"] == pytest.approx(list(drawn), abs=0.25 * width)
+        assert found[name]["interval_95"] == pytest.approx(list(drawn), abs=0.2 * width)
     b, c = (
         ((ours == labels) & (other != labels)).sum(),
         ((other == labels) & (ours != labels)).sum(),
