@@ -142,5 +142,6 @@ class EvalConfig:
         "default: report_test.json, or report_<name of --dataset>.json, in --ckpt, or, if that is "
         "on the Hub, here",
     )
-    overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
+    html: str | None = flag(None, "file for the report as a page with plots, for a browser")
+    overwrite: bool = flag(False, "replace --output, --html, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
-from report.files import check_output, refuse_to_replace
+from report.files import check_output, check_page, refuse_to_replace
 from report.predictions import print_predictions, write_predictions
 from runtime.checkpoint import read_training_settings
 from runtime.draw import sample
@@ -143,10 +143,25 @@ def report_on_test(config: EvalConfig, classifier: Classifier) -> None:
             "training_environment": classifier.trained.get("environment"),
         }
         path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        if config.html:
+            write_html(config, classifier, report, test, logits)
         for line in (*test.notes, describe_seen(known, seen, test, classifier.folder)):
             print(line)
         show(report)
-        print(f"written to {path}")
+        print(f"written to {' and '.join(filter(None, (str(path), config.html)))}")
+
+
+def write_html(
+    config: EvalConfig, classifier: Classifier, report: dict, test: LabelledTexts, logits
+) -> None:
+    # Not at the top: matplotlib and TensorBoard take a second to import.
+    from report.history import read_history
+    from report.page import worst_mistakes, write_page
+
+    run, curves = read_history(classifier.folder, classifier.trained)
+    run["defaults"] = dataclasses.asdict(Config())
+    mistakes = worst_mistakes(test, logits, classifier.names)
+    write_page(Path(config.html), report, run, mistakes, curves)
 
 
 def report_path(config: EvalConfig, classifier: Classifier) -> Path:
@@ -269,12 +284,18 @@ def check_flags(config: EvalConfig) -> None:
     if config.text and config.input:
         errors += [f"--input {config.input}: given with --text; give one of the two"]
     mode = "text" if config.text else "input" if config.input else None
-    for name in ("report", "drop_invalid", *TEST_SETTINGS) if mode else ():
+    for name in ("report", "html", "drop_invalid", *TEST_SETTINGS) if mode else ():
         value = getattr(config, name)
         if value not in (None, False) and (mode, name) != ("input", "text_column"):
             errors += [f"--{name} {value}: is for the test split; leave it out with --{mode}"]
     if errors:
         raise UserError(*errors)
+    check_files(config)
+
+
+def check_files(config: EvalConfig) -> None:
+    if config.html:
+        check_page(Path(config.html), config.report, config.overwrite)
     if config.output:
         check_output(Path(config.input), Path(config.output), config.overwrite)
 

@@ -14,7 +14,7 @@ from conftest import ROOT, make_rows, write_csv
 RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
 RUNTIME += ["engines", "checkpoint", "monitor"]
-REPORT = ["metrics", "files", "predictions", "look"]
+REPORT = ["metrics", "files", "predictions", "look", "findings", "plots", "history", "page"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
 HOUSE += [f"report.{name}" for name in REPORT] + ["data", "eval", "train"]
