@@ -44,6 +44,15 @@ def shorten(text: str, width: int) -> str:
     return text + "…"
 
 
+def shorten_middle(text: str, width: int) -> str:
+    """Like `shorten`, with the end kept: names of classes often begin alike."""
+    text = " ".join(printable(text).split())
+    if letters_wide(text) <= width:
+        return text
+    end = shorten(text[::-1], width // 2)[-2::-1]
+    return shorten(text, width - letters_wide(end)) + end
+
+
 def letters_wide(text: str) -> int:
     wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
     return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
@@ -51,10 +60,9 @@ def letters_wide(text: str) -> int:
 
 def of_headline(report: dict) -> list[str]:
     texts, accuracy, (low, high) = report["examples"], report["accuracy"], report["interval_95"]
-    right = sum(row[number] for number, row in enumerate(report["confusion"]))
     said = [
-        f"{right:,} of {texts:,} texts are right. Of other texts like these, expect {percent(low)} "
-        f"to {percent(high)} (95 % interval)."
+        f"{number_right(report):,} of {texts:,} texts are right. Of other texts like these, expect "
+        f"{percent(low)} to {percent(high)} (95\u00a0% interval)."
     ]
     baselines = report.get("baselines", {})
     best = max((value for value in baselines.values() if is_number(value)), default=None)
@@ -68,6 +76,10 @@ def of_headline(report: dict) -> list[str]:
             "mostly small ones, are recognized worse than the accuracy tells; see Classes."
         )
     return said
+
+
+def number_right(report: dict) -> int:
+    return sum(row[number] for number, row in enumerate(report["confusion"]))
 
 
 def is_number(value) -> bool:
@@ -154,22 +166,29 @@ def listed(names: list[str]) -> str:
     return ", ".join(map(named, names[:3])) + more
 
 
+NUMBERED = 12  # classes up to which the cells of a confusion matrix have numbers
+
+
+def has_numbers(classes) -> bool:
+    return len(classes) <= NUMBERED
+
+
 def of_confusion(report: dict) -> list[str]:
     said = [
         "A row is a true class, a column what the model said. Blue is right, orange wrong; the "
         "stronger, the larger the share of the row."
     ]
+    if not has_numbers(report["classes"]):
+        said.append("The largest mistake has the full colour: the rest are compared with it.")
     if pairs := report.get("confused"):
         first = pairs[0]
         said.append(
             f"The most frequent mistake: {first['texts']:,} texts of {named(first['true'])} are "
             f"taken for {named(first['predicted'])} ({percent(first['share'])} of that class)."
         )
-        wrong = sum(map(sum, report["confusion"])) - sum(
-            row[number] for number, row in enumerate(report["confusion"])
-        )
-        if len(report["classes"]) > 2:
-            share = sum(pair["texts"] for pair in pairs[:3]) / wrong
+        wrong = report["examples"] - number_right(report)
+        share = sum(pair["texts"] for pair in pairs[:3]) / wrong
+        if len(report["classes"]) > 2 and share > 0.25:
             said.append(f"The first three pairs of the table make up {percent(share)} of mistakes.")
     return said
 
@@ -178,7 +197,9 @@ def of_calibration(calibration: dict) -> list[str]:
     bins = [group for group in calibration["bins"] if group["texts"]]
     texts = sum(group["texts"] for group in bins)
     gaps = [group["texts"] * (group["confidence"] - group["accuracy"]) / texts for group in bins]
-    said = ["Where the model gives a probability of 0.8, it should be right for 80 % of the texts."]
+    said = [
+        "Where the model gives a probability of 0.8, it should be right for 80\u00a0% of the texts."
+    ]
     worst = bins[max(range(len(bins)), key=lambda number: abs(gaps[number]))]
     example = (
         f"of the {worst['texts']:,} texts with probability {worst['from']:.1f} to "
@@ -218,7 +239,7 @@ def share_of_second(report: dict) -> float:
 
 
 def of_lengths(groups: list[dict]) -> list[str]:
-    said = ["Tokens are those that the model read, after cutting; bars are 95 % intervals."]
+    said = ["Tokens are those that the model read, after cutting; bars are 95\u00a0% intervals."]
     best = max(groups, key=lambda group: group["accuracy"])
     worst = min(groups, key=lambda group: group["accuracy"])
     if apart(best, worst):
@@ -274,7 +295,7 @@ def of_thresholds(rows: list[dict]) -> list[str]:
 
 
 def of_mistakes(mistakes: list[dict], wrong: int) -> list[str]:
-    if not mistakes:
+    if not wrong:
         return ["There are none."]
     return [
         f"{len(mistakes)} of {wrong:,} mistakes: those in which the model was most sure. Look for "
@@ -286,7 +307,7 @@ def of_comparison(comparison: dict) -> list[str]:
     accuracy = comparison["accuracy"]
     low, high = accuracy["interval_95"]
     said = (
-        f"Accuracy {points(accuracy['difference'])} points to the other model; 95 % interval "
+        f"Accuracy {points(accuracy['difference'])} points to the other model; 95\u00a0% interval "
         f"{points(low)} to {points(high)}"
     )
     if low <= 0 <= high:

@@ -122,16 +122,22 @@ def own(text: str, tag: str = "bdi", **attributes) -> ElementTree.Element:
 
 
 def section(title: str, sentences: list[str], *content) -> ElementTree.Element:
-    """Sentences, beside a plot where the first of `content` is one, and what follows."""
+    """Sentences, the plots of `content`, and what else it has: tables. On a wide screen the plots
+    stand beside the rest, unless they are wide or two."""
     name = title.lower().replace(" ", "-")
-    words = part("div", *(part("p", sentence) for sentence in sentences), class_="words")
     figures = [one for one in content if one.tag == "figure"]
     rest = [one for one in content if one.tag != "figure"]
+    beside = len(figures) == 1 and figures[0].get("class") != "wide"
     return part(
         "section",
         part("h2", title, id=f"{name}-title"),
-        part("div", words, *figures, class_="beside") if figures else words,
-        *rest,
+        part(
+            "div",
+            part("div", *(part("p", sentence) for sentence in sentences), class_="words"),
+            part("div", *figures, class_="plots") if figures else None,
+            part("div", *rest, class_="rest") if rest else None,
+            class_="beside" if beside else "stacked",
+        ),
         id=name,
         aria_labelledby=f"{name}-title",
     )
@@ -141,8 +147,7 @@ def figure(svg: str, wide: bool = False) -> ElementTree.Element:
     element = ElementTree.fromstring(svg)
     if not wide:
         return part("figure", element)
-    label = element.get("aria-label")
-    return part("figure", scrollable(element, label))
+    return part("figure", scrollable(element, element.get("aria-label")), class_="wide")
 
 
 def scrollable(child: ElementTree.Element, label: str) -> ElementTree.Element:
@@ -171,7 +176,6 @@ def table(caption: str, head: list[str], rows: list[list], class_: str = "") -> 
 
 
 def headline(report: dict) -> ElementTree.Element:
-    low, high = report["interval_95"]
     baselines = report.get("baselines", {})
     figures = {
         "Accuracy": report["accuracy"],
@@ -180,7 +184,7 @@ def headline(report: dict) -> ElementTree.Element:
         "Largest class": baselines.get("largest_class"),
     }
     notes = {
-        "Accuracy": f"95 % interval {percent(low)} to {percent(high)}",
+        "Accuracy": f"95\u00a0% interval {span(report['interval_95'])}",
         "Macro-F1": "mean over the classes",
         "Bag of words": "accuracy without word order",
         "Largest class": "accuracy of one answer",
@@ -204,7 +208,7 @@ def run_section(report, run, mistakes, curves) -> tuple:
         "Evaluated on": f"{of.get('dataset', 'unknown')}, split {of.get('test_split', 'unknown')}",
         "Part of it": of.get("max_test_samples") and f"{of['max_test_samples']:,} texts at most",
         "Weights": f"SHA-256 {str(of.get('weights', 'unknown'))[:16]}",
-        "Precision": f"{of.get('precision', 'unknown')} on {of.get('device', 'unknown')}",
+        "Precision": of.get("precision", "unknown").replace("no", "float32"),
         "Fine-tuned from": settings.get("model"),
         "Trained on": settings.get("dataset"),
         "Training": " to ".join(run.get("dates", [])),
@@ -219,8 +223,13 @@ def run_section(report, run, mistakes, curves) -> tuple:
         for word, value in rows.items()
         if value
     ]
-    about = part("table", part("caption", "The run"), part("tbody", *content), class_="facts")
-    return findings.of_run(report), about, changed_table(run), environment_table(report)
+    about = part(
+        "table", part("caption", "Model and texts"), part("tbody", *content), class_="facts"
+    )
+    return findings.of_run(report), about, changed_table(run), *environment_table(report)
+
+
+SHOWN_ABOVE = ("model", "dataset", "output_dir")
 
 
 def changed_table(run: dict) -> ElementTree.Element:
@@ -229,25 +238,24 @@ def changed_table(run: dict) -> ElementTree.Element:
     changed = [
         (f"--{name}", own(str(settings[name])))
         for name, default in defaults.items()
-        if name in settings and settings[name] != default
+        if name in settings and settings[name] != default and name not in SHOWN_ABOVE
     ]
     if not changed:
         known = "all settings are the defaults" if defaults and settings else "not known"
         return part("p", f"Settings of the training: {known}.")
-    caption = "Settings of the training that differ from the defaults"
+    caption = "Settings other than the defaults"
     return table(caption, ["Setting", "Value"], changed, "facts")
 
 
-def environment_table(report: dict) -> ElementTree.Element | None:
+def environment_table(report: dict) -> Iterator[ElementTree.Element]:
     both = [flatten(report.get(name) or {}) for name in findings.ENVIRONMENTS]
     rows = [
         [name, *(own(str(side.get(name, ""))) for side in both)] for name in {**both[1], **both[0]}
     ]
-    if not rows:
-        return None
-    head = ["", "Training", "Evaluation"]
-    whole = table("Commit, hardware and versions", head, rows, "facts")
-    return part("details", part("summary", "Commit, hardware and versions"), whole)
+    if rows:
+        caption = "Commit, hardware and versions"
+        whole = table(caption, ["", "Training", "Evaluation"], rows, "facts")
+        yield part("details", part("summary", caption), whole)
 
 
 def flatten(environment: dict) -> dict:
@@ -284,7 +292,7 @@ def bar(share: float) -> ElementTree.Element:
 def confusion_section(report, run, mistakes, curves) -> tuple:
     names = [*report["classes"]]
     label = f"Confusion matrix of {len(names)} classes; the table and the text tell its main points"
-    plot = figure(plots.plot_confusion(report["confusion"], names, label=label), wide=True)
+    plot = figure(plots.plot_confusion(report["confusion"], names, label=label), len(names) > 5)
     pairs = [
         [
             part("span", own(pair["true"]), " taken for ", own(pair["predicted"])),
@@ -294,8 +302,8 @@ def confusion_section(report, run, mistakes, curves) -> tuple:
         for pair in report.get("confused", [])
     ]
     head = ["Mistake", "Texts", "Of the class"]
-    often = table("Most frequent mistakes", head, pairs) if pairs else part("p")
-    return findings.of_confusion(report), plot, often
+    tables = [table("Most frequent mistakes", head, pairs)] if pairs else []
+    return findings.of_confusion(report), plot, *tables
 
 
 def calibration_section(report, run, mistakes, curves) -> tuple | None:
@@ -331,25 +339,25 @@ def ranking_section(report, run, mistakes, curves) -> tuple | None:
     return findings.of_two_classes(report), figure(roc), figure(precision)
 
 
+def span(interval) -> str:
+    low, high = map(percent, interval)
+    return f"{low.removesuffix('\u00a0%')} to {high}"
+
+
 def lengths_section(report, run, mistakes, curves) -> tuple | None:
     groups, kinds = report.get("by_length"), report.get("by_cut")
     if not groups:
         return None
     sentences = findings.of_lengths(groups) + (findings.of_cut(kinds) if kinds else [])
-    named_groups = {f"{group['from']} to {group['to']} tokens": group for group in groups}
-    named_groups |= {f"{kind} texts": group for kind, group in (kinds or {}).items()}
+    named_groups = {f"{group['from']} to {group['to']}": group for group in groups}
+    named_groups |= {f"all {kind}": group for kind, group in (kinds or {}).items()}
     rows = [
-        [
-            name,
-            f"{group['texts']:,}",
-            percent(group["accuracy"]),
-            " to ".join(map(percent, group["interval_95"])),
-        ]
+        [name, f"{group['texts']:,}", percent(group["accuracy"]), span(group["interval_95"])]
         for name, group in named_groups.items()
     ]
     plot = figure(plots.plot_lengths(groups, label="Accuracy by the length of the text"))
-    head = ["", "Texts", "Accuracy", "95 % interval"]
-    return sentences, plot, table("Accuracy by length", head, rows)
+    head = ["Tokens", "Texts", "Accuracy", "95\u00a0% interval"]
+    return sentences, plot, table("Accuracy by tokens", head, rows)
 
 
 def thresholds_section(report, run, mistakes, curves) -> tuple | None:
@@ -371,8 +379,10 @@ def thresholds_section(report, run, mistakes, curves) -> tuple | None:
     return findings.of_thresholds(rows), plot, table("Thresholds, on validation texts", head, lines)
 
 
-def mistakes_section(report, run, mistakes, curves) -> tuple:
-    wrong = report["examples"] - sum(row[i] for i, row in enumerate(report["confusion"]))
+def mistakes_section(report, run, mistakes, curves) -> tuple | None:
+    wrong = report["examples"] - findings.number_right(report)
+    if wrong and not mistakes:
+        return None
     mistakes = mistakes[:MOST_MISTAKES]
     items = [part("li", *describe_mistake(mistake)) for mistake in mistakes]
     listing = part("ol", *items, class_="mistakes") if items else None
@@ -408,7 +418,7 @@ def comparison_section(report, run, mistakes, curves) -> tuple | None:
         )
         if found
     ]
-    facts = table("Ours minus the other, in points", ["", "Difference", "95 % interval"], rows)
+    facts = table("Ours minus the other, in points", ["", "Difference", "95\u00a0% interval"], rows)
     folders = [
         part("li", f"{word}: ", own(", ".join(map(str, comparison[side]))))
         for word, side in (("ours", "ours"), ("other", "other"))
@@ -422,8 +432,8 @@ SECTIONS = {
     "Classes": classes_section,
     "Confusion matrix": confusion_section,
     "Calibration": calibration_section,
-    "Ranking": ranking_section,
-    "Length": lengths_section,
+    "ROC and precision-recall": ranking_section,
+    "Length of the texts": lengths_section,
     "Thresholds": thresholds_section,
     "Worst mistakes": mistakes_section,
     "Comparison": comparison_section,

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report.findings import letters_wide, shorten
+from report.findings import has_numbers, letters_wide, shorten_middle
 
 # Colours that nobody would choose, replaced by the variables when the SVG is finished.
 INK, MUTED, LINE, BLUE, ORANGE = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -52,7 +52,6 @@ STYLE = {
     "ytick.color": MUTED,
 }
 WIDTH = 360  # of most plots, in px: what a phone shows without making the letters smaller
-NUMBERED = 12  # classes up to which the cells of a confusion matrix have numbers
 
 
 def as_svg(draw):
@@ -111,17 +110,19 @@ def fit_attribute(key: str, value: str, name: str) -> str:
     return value
 
 
-def make_axes(height, width=WIDTH, left=48, right=14, top=26, bottom=42, **grid):
+def make_axes(height, width=WIDTH, left=52, right=14, top=30, bottom=42, **grid):
     """A figure of that many px, and its axes, with fixed margins: those that matplotlib would
     measure are of its own font, not of the page's."""
     figure = Figure(figsize=(width / 72, height / 72))  # an SVG has 72 units per inch
     axes = figure.subplots(**grid)
     figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    for one in figure.axes:
+        one.yaxis.set_label_coords((11 - left) / (width - left - right), 0.5)
     return figure, axes
 
 
 def legend_above(axes, columns: int) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=columns, borderaxespad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.03), ncols=columns, borderaxespad=0)
 
 
 # ---------------------------------------------------------------- the plots
@@ -140,13 +141,14 @@ def plot_curves(curves: dict[str, list], best_step: int | None):
     for axes, what in zip(pair, ("loss", "accuracy"), strict=True):
         for source, (word, colour, marker) in CURVES.items():
             if points := curves.get(f"{source}/{what}"):
-                axes.plot(*np.transpose(points), marker, ls="-", color=colour, label=word)
+                axes.plot(*np.transpose(points), marker=marker, color=colour, label=word)
         if best_step is not None:
             axes.axvline(best_step, color=INK, lw=1, ls=":", label="best/")
         axes.set_ylabel(what)
     legend_above(pair[0], 4)
     pair[1].set_xlabel("step")
     pair[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    pair[1].xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
@@ -155,8 +157,8 @@ def plot_confusion(confusion: list[list[int]], names: list[str]):
     """Rows are true, columns predicted classes. Blue: right; orange: mistakes; the stronger, the
     larger the share of the true class. Numbers are counts of texts."""
     counts = np.array(confusion)
-    numbers = len(names) <= NUMBERED
-    short = [shorten(name, 20) for name in names]
+    numbers = has_numbers(names)
+    short = [shorten_middle(name, 20) for name in names]
     longest = 6.2 * max(map(letters_wide, short)) + 8
     cell = max(34 if len(names) > 3 else 56, 7 * len(f"{counts.max():,}") + 8) if numbers else 13
     upright = longest > cell
@@ -199,9 +201,9 @@ def shades(counts: np.ndarray, strongest: float) -> np.ndarray:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     right = np.eye(len(counts), dtype=bool)
     colours = np.where(right[..., None], to_rgba(BLUE), to_rgba(ORANGE))
-    # The largest mistake gets the full colour: in a good model all of them would be pale otherwise.
-    largest = np.where(right, 1, max(shares[~right].max(initial=0), 0.02))
-    colours[..., 3] = np.where(counts > 0, 0.12 + (strongest - 0.12) * shares / largest, 0)
+    if strongest == 1:  # without numbers, the mistakes of a good model would be too pale to see
+        shares[~right] /= max(shares[~right].max(initial=0), 0.02)
+    colours[..., 3] = np.where(counts > 0, 0.08 + (strongest - 0.08) * shares, 0)
     return colours
 
 
@@ -221,8 +223,9 @@ def plot_reliability(bins: list[dict], after: list[dict] | None):
     wide = [group["to"] - group["from"] for group in bins]
     below.bar(*places, wide, align="edge", color=BLUE, edgecolor=LINE, alpha=0.6)
     below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    below.yaxis.set_major_formatter(EngFormatter(sep=""))
     below.set(xlabel="probability of the predicted class", ylabel="texts")
-    axes.set(xlim=(low, 1), ylim=(low, 1.02), ylabel="share right")
+    axes.set(xlim=(low, 1), ylim=(low - 0.02, 1.02), ylabel="share right")
     legend_above(axes, 3)
     return figure
 
@@ -254,7 +257,7 @@ def plot_lengths(groups: list[dict]):
     ends = np.transpose([group["interval_95"] for group in groups])
     errors = np.abs(ends - middle)
     axes.errorbar(range(len(groups)), middle, errors, fmt="o", color=BLUE, lw=1.4, capsize=4)
-    axes.set_xticks(range(len(groups)), [f"{one['from']}-{one['to']}" for one in groups])
+    axes.set_xticks(range(len(groups)), [f"{one['from']}\u2013{one['to']}" for one in groups])
     axes.set(xlim=(-0.5, len(groups) - 0.5), xlabel="tokens", ylabel="accuracy")
     axes.grid(False, axis="x")
     return figure
@@ -268,7 +271,7 @@ def plot_thresholds(rows: list[dict]):
     points = [(row["coverage"], row["accuracy"]) for row in rows]
     axes.plot(*np.transpose(points), "o-", color=BLUE)
     axes.set(xlabel="share of the texts that are decided", ylabel="accuracy on these")
-    axes.margins(0.06, 0.12)
+    axes.margins(0.09, 0.12)
     last = None
     for row, point in zip(rows, points, strict=True):
         place = axes.transData.transform(point) * 72 / figure.dpi
