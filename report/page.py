@@ -341,7 +341,7 @@ def ranking_section(report, run, mistakes, curves) -> tuple | None:
 
 def span(interval) -> str:
     low, high = map(percent, interval)
-    return f"{low.removesuffix('\u00a0%')} to {high}"
+    return low.removesuffix("\u00a0%") + f" to {high}"
 
 
 def lengths_section(report, run, mistakes, curves) -> tuple | None:
