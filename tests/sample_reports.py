@@ -97,6 +97,7 @@ def old_report(names, labels, predicted, probabilities) -> dict:
 
 def new_figures(names, labels, predicted, probabilities) -> dict:
     right, sure = labels == predicted, probabilities.max(1)
+    parts = {"cut": right[: len(right) // 6], "whole": right[len(right) // 6 :]}
     confusion = metrics.confusion_matrix(labels, predicted, labels=range(len(names)))
     pairs = [
         {
@@ -118,7 +119,11 @@ def new_figures(names, labels, predicted, probabilities) -> dict:
                 "accuracy": float(part.mean()),
                 "interval_95": interval(part),
             }
-            for kind, part in (("cut", right[:300]), ("whole", right[300:]))
+            for kind, part in (
+                ("cut", right[: len(right) // 6]),
+                ("whole", right[len(right) // 6 :]),
+            )
+            if len(part)
         },
         "baselines": {
             "largest_class": float(np.bincount(labels).max() / len(labels)),
@@ -173,6 +178,7 @@ def by_length(right) -> list[dict]:
             "interval_95": interval(part),
         }
         for number, part in enumerate(np.array_split(right, 5))
+        if len(part)
     ]
 
 
