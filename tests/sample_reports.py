@@ -119,10 +119,7 @@ def new_figures(names, labels, predicted, probabilities) -> dict:
                 "accuracy": float(part.mean()),
                 "interval_95": interval(part),
             }
-            for kind, part in (
-                ("cut", right[: len(right) // 6]),
-                ("whole", right[len(right) // 6 :]),
-            )
+            for kind, part in parts.items()
             if len(part)
         },
         "baselines": {
