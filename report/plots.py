@@ -202,7 +202,7 @@ def shades(counts: np.ndarray, strongest: float) -> np.ndarray:
     right = np.eye(len(counts), dtype=bool)
     colours = np.where(right[..., None], to_rgba(BLUE), to_rgba(ORANGE))
     if strongest == 1:  # without numbers, the mistakes of a good model would be too pale to see
-        shares[~right] /= max(shares[~right].max(initial=0), 0.02)
+        shares[~right] /= max(shares[~right].max(), 0.02)
     colours[..., 3] = np.where(counts > 0, 0.08 + (strongest - 0.08) * shares, 0)
     return colours
 

@@ -80,8 +80,8 @@ def pages(two, tmp_path_factory) -> list[Page]:
 
 @pytest.mark.parametrize("which", [0, 1], ids=["two", "forty"])
 def test_a_page_is_well_formed_accessible_and_asks_nothing_of_any_place(which, pages):
-    """Red: ids of matplotlib left as they are (twice `figure_1`); `caption` left out of `table`; a
-    font or a picture by its address; `aria-label` left out of fit_to_page."""
+    """Red: ids of matplotlib left as they are (two plots share them); `caption` left out of `table`;
+    a font or a picture by its address; `aria-label` left out of fit_to_page."""
     page = pages[which]
     ids = [one["id"] for _, one, _ in page.elements if "id" in one]
     assert len(ids) == len(set(ids))
@@ -123,7 +123,7 @@ def test_every_colour_of_a_plot_is_one_of_the_page(pages):
 def test_text_of_the_users_is_text_wherever_it_stands(tmp_path):
     """Markup, quotes, dollars, what no HTML may hold. Red: `printable` left out of `part`, or of
     `shorten` (XML that cannot be parsed); "text.parse_math" left out of STYLE."""
-    names = [f"a {HOSTILE}", f"b {HOSTILE}"]
+    names = [f"a {HOSTILE}", "b\0 $x^2$"]
     report, run, mistakes, curves = samples.make_sample(names, texts=200)
     report["of"]["dataset"] = run["settings"]["dataset"] = f"/data/{HOSTILE}/x.csv"
     report["environment"]["hardware"] = HOSTILE
@@ -139,6 +139,7 @@ def test_text_of_the_users_is_text_wherever_it_stands(tmp_path):
     for inside in (("td",), ("blockquote",), ("th", "bdi"), ("strong", "bdi")):
         assert any(whole in words for words in page.words(*inside)), inside
     assert any(words.startswith("a </") for words in page.words("svg", "text"))
+    assert "b\ufffd $x^2$" in page.words("svg", "text")
     read = (tmp_path / "page.html").read_bytes()
     assert not re.search(b"[\0-\x08\x0b-\x1f]", read)
 
@@ -182,10 +183,33 @@ def test_the_figures_of_a_page_are_those_of_the_report(two, pages, tmp_path):
     assert any(f"{two[0]['roc_auc']:.3f}" in words for words in two_classes)
 
 
+def test_cells_are_as_strong_as_their_share_of_the_row(two, pages):
+    """And without numbers as their share of the largest mistake. Red: `if strongest == 1` left out
+    of shades; columns in place of rows there."""
+    confusion = np.array(two[0]["confusion"])
+    shares = (confusion / confusion.sum(1, keepdims=True)).ravel()
+    strong = [opacities(page, "Confusion") for page in pages]
+    assert strong[0] == pytest.approx(0.08 + 0.37 * shares, abs=1e-4)
+    assert max(strong[1]) == 1
+
+
+def opacities(page: Page, label: str) -> list[float]:
+    """Of the filled paths of a plot, in their order."""
+    labels = iter([one["aria-label"] for one in page.all("svg")])
+    inside, found = "", []
+    for tag, one, _ in page.elements:
+        inside = next(labels) if tag == "svg" else inside
+        filled = re.match(r"fill: var\(--(blue|orange)\)", one.get("style", ""))
+        if tag == "path" and filled and inside.startswith(label):
+            opacity = re.search("fill-opacity: ([0-9.]+)", one["style"])
+            found.append(float(opacity[1]) if opacity else 1)
+    return found
+
+
 def test_the_same_report_gives_the_same_bytes_whatever_matplotlib_is_set_to(two, tmp_path):
     """Red: "svg.hashsalt" left out of as_svg; "default" left out of it."""
     write_page(tmp_path / "a.html", *copy.deepcopy(two))
-    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "axes.linewidth": 5}):
         write_page(tmp_path / "b.html", *two)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
@@ -209,7 +233,7 @@ def test_a_page_needs_none_of_the_smaller_keys(two, tmp_path):
 
 
 def test_classes_without_texts_a_perfect_model_and_a_single_text(tmp_path):
-    """Red: `max` without `initial` in shades; a division by the mistakes without asking."""
+    """Red: an empty list of `confused` taken for mistakes; `there` with all classes."""
     names = ["a", "b", "nobody's"]
     labels = np.array([0, 1] * 30)
     probabilities = np.eye(3)[labels] * 0.94 + 0.02
@@ -220,6 +244,7 @@ def test_classes_without_texts_a_perfect_model_and_a_single_text(tmp_path):
         page = make_page(tmp_path, report)
         assert "There are none." in page.words("main", "p")
         assert any("nobody's" in words and "No text" in words for words in page.words("p"))
+        assert not any("nobody's" in words and "weakest" in words for words in page.words("p"))
 
 
 def test_losses_that_are_not_finite_break_no_page(two, tmp_path):
