@@ -7,13 +7,14 @@ import math
 import re
 import unicodedata
 
-FEW = 0.02  # a calibration error below this is small
+SMALL_ERROR = 0.02  # of calibration
+FEW_TEXTS = 10  # a share of fewer says little
 
 
 def percent(share: float) -> str:
     """Such as "97.1 %"; with more decimals where "100.0 %" or "0.0 %" would be wrong."""
     digits = 1
-    while 0 < share < 1 and float(f"{share:.{digits + 2}f}") in (0, 1) and digits < 6:
+    while 1e-6 < share < 1 - 1e-6 and float(f"{share:.{digits + 2}f}") in (0, 1):
         digits += 1
     return f"{100 * share:.{digits}f}\u00a0%"
 
@@ -207,11 +208,13 @@ def of_calibration(calibration: dict) -> list[str]:
         "right"
     )
     error = f"the mean gap (expected calibration error) is {calibration['ece']:.3f}"
-    if calibration["ece"] < FEW:
+    if calibration["ece"] < SMALL_ERROR:
         said.append(f"It is well calibrated: {error}.")
     else:
         kind = "over-confident" if sum(gaps) > 0 else "under-confident"
         said.append(f"The model is {kind}: {example}; {error}.")
+    if any(group["texts"] < FEW_TEXTS for group in bins):
+        said.append(f"Hollow points have fewer than {FEW_TEXTS} texts and say little.")
     if calibration.get("ece_after") is not None:
         said.append(
             f"Logits divided by a temperature of {calibration['temperature']:.2f}, fitted on "
@@ -244,9 +247,9 @@ def of_lengths(groups: list[dict]) -> list[str]:
     worst = min(groups, key=lambda group: group["accuracy"])
     if apart(best, worst):
         said.append(
-            f"Length matters: {percent(worst['accuracy'])} of texts of {worst['from']} to "
-            f"{worst['to']} tokens are right, {percent(best['accuracy'])} of {best['from']} to "
-            f"{best['to']}."
+            f"The accuracy differs by length: {percent(worst['accuracy'])} of texts of "
+            f"{worst['from']} to {worst['to']} tokens are right, {percent(best['accuracy'])} of "
+            f"{best['from']} to {best['to']}."
         )
     else:
         said.append("The intervals overlap: no effect of the length can be told on these texts.")
@@ -297,9 +300,10 @@ def of_thresholds(rows: list[dict]) -> list[str]:
 def of_mistakes(mistakes: list[dict], wrong: int) -> list[str]:
     if not wrong:
         return ["There are none."]
+    count = f"All {wrong:,}" if wrong == len(mistakes) else f"{len(mistakes)} of the {wrong:,}"
     return [
-        f"{len(mistakes)} of {wrong:,} mistakes: those in which the model was most sure. Look for "
-        "wrong labels, for texts that are of two classes, and for what they have in common."
+        f"{count} mistakes, those first in which the model was most sure. Look for wrong labels, "
+        "for texts that are of two classes, and for what they have in common."
     ]
 
 

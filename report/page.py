@@ -61,7 +61,7 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
         else:
             sections.append(section(title, *content))
     name = Path(str(run.get("settings", {}).get("model") or "A classifier")).name
-    title = f"{name} on {Path(str(report['of'].get('dataset', 'texts'))).name}"
+    title = f"Report: {name} on {Path(str(report['of'].get('dataset', 'texts'))).name}"
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     contents = [
         part("li", part("a", found[0].text, href=f"#{found.get('id')}")) for found in sections
@@ -76,7 +76,7 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
             part("meta", name="generator", content=PAGE_MARK),
             part("meta", name="color-scheme", content="light dark"),
             part("meta", http_equiv="Content-Security-Policy", content=NOTHING_FROM_ELSEWHERE),
-            part("title", f"Report: {shorten(title, 100)}"),
+            part("title", shorten(title, 100)),
             part("style", style),
         ),
         part(
@@ -127,13 +127,14 @@ def section(title: str, sentences: list[str], *content) -> ElementTree.Element:
     name = title.lower().replace(" ", "-")
     figures = [one for one in content if one.tag == "figure"]
     rest = [one for one in content if one.tag != "figure"]
+    words = [part("p", sentence) for sentence in sentences]
     beside = len(figures) == 1 and figures[0].get("class") != "wide"
     return part(
         "section",
         part("h2", title, id=f"{name}-title"),
         part(
             "div",
-            part("div", *(part("p", sentence) for sentence in sentences), class_="words"),
+            part("div", *words, class_="words") if words else None,
             part("div", *figures, class_="plots") if figures else None,
             part("div", *rest, class_="rest") if rest else None,
             class_="beside" if beside else "stacked",
@@ -350,7 +351,8 @@ def lengths_section(report, run, mistakes, curves) -> tuple | None:
         return None
     sentences = findings.of_lengths(groups) + (findings.of_cut(kinds) if kinds else [])
     named_groups = {f"{group['from']} to {group['to']}": group for group in groups}
-    named_groups |= {f"all {kind}": group for kind, group in (kinds or {}).items()}
+    if kinds and len(kinds) > 1:
+        named_groups |= {f"all {kind}": group for kind, group in kinds.items()}
     rows = [
         [name, f"{group['texts']:,}", percent(group["accuracy"]), span(group["interval_95"])]
         for name, group in named_groups.items()
@@ -393,7 +395,7 @@ def describe_mistake(mistake: dict) -> Iterator[ElementTree.Element]:
     yield part(
         "p",
         part("strong", own(mistake["predicted"])),
-        f" with probability {mistake['probability']:.3f}; it is ",
+        f" with probability {percent(mistake['probability'])}; it is ",
         part("strong", own(mistake["true"])),
     )
     for text in mistake["text"]:

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report.findings import has_numbers, letters_wide, shorten_middle
+from report.findings import FEW_TEXTS, has_numbers, letters_wide, shorten_middle
 
 # Colours that nobody would choose, replaced by the variables when the SVG is finished.
 INK, MUTED, LINE, BLUE, ORANGE = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -213,19 +213,23 @@ def plot_reliability(bins: list[dict], after: list[dict] | None):
     grid = {"nrows": 2, "sharex": True, "gridspec_kw": {"height_ratios": [3, 1], "hspace": 0.12}}
     figure, (axes, below) = make_axes(360, **grid)
     filled = [group for group in [*bins, *(after or [])] if group["texts"]]
-    low = min(min(group["from"], group["accuracy"] // 0.1 / 10) for group in filled)
-    axes.plot([low, 1], [low, 1], color=MUTED, lw=1, ls="--", label="ideal")
+    axes.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--", label="ideal")
     for groups, word, colour in ((bins, "as it is", BLUE), (after, "with temperature", ORANGE)):
-        points = [(one["confidence"], one["accuracy"]) for one in groups or [] if one["texts"]]
-        if points:
-            axes.plot(*np.transpose(points), "o-", color=colour, label=word)
+        if groups:
+            points = [(one["confidence"], one["accuracy"]) for one in groups if one["texts"]]
+            x, y = np.transpose(points)
+            many = np.array([one["texts"] for one in groups if one["texts"]]) >= FEW_TEXTS
+            axes.plot(x[many], y[many], "o-", color=colour, label=word)
+            axes.plot(x[~many], y[~many], "o", color=colour, markerfacecolor="none")
     places = [group["from"] for group in bins], [group["texts"] for group in bins]
     wide = [group["to"] - group["from"] for group in bins]
     below.bar(*places, wide, align="edge", color=BLUE, edgecolor=LINE, alpha=0.6)
     below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
     below.yaxis.set_major_formatter(EngFormatter(sep=""))
     below.set(xlabel="probability of the predicted class", ylabel="texts")
-    axes.set(xlim=(low, 1), ylim=(low - 0.02, 1.02), ylabel="share right")
+    lowest = min(min(group["from"], group["accuracy"]) for group in filled)
+    axes.set(xlim=(min(group["from"] for group in filled), 1.01), ylim=(lowest - 0.03, 1.03))
+    axes.set_ylabel("share right")
     legend_above(axes, 3)
     return figure
 
