@@ -184,8 +184,9 @@ def of_confusion(report: dict) -> list[str]:
     if pairs := report.get("confused"):
         first = pairs[0]
         said.append(
-            f"The most frequent mistake: {first['texts']:,} texts of {named(first['true'])} are "
-            f"taken for {named(first['predicted'])} ({percent(first['share'])} of that class)."
+            f"The most frequent mistake: {named(first['true'])} taken for "
+            f"{named(first['predicted'])} (texts: {first['texts']:,}, {percent(first['share'])} of "
+            "the class)."
         )
         wrong = report["examples"] - number_right(report)
         share = sum(pair["texts"] for pair in pairs[:3]) / wrong
@@ -198,10 +199,14 @@ def of_calibration(calibration: dict) -> list[str]:
     bins = [group for group in calibration["bins"] if group["texts"]]
     texts = sum(group["texts"] for group in bins)
     gaps = [group["texts"] * (group["confidence"] - group["accuracy"]) / texts for group in bins]
+    over = sum(gaps) > 0
     said = [
-        "Where the model gives a probability of 0.8, it should be right for 80\u00a0% of the texts."
+        "Where the model gives a probability of 0.8, it should be right for 80\u00a0% of texts."
     ]
-    worst = bins[max(range(len(bins)), key=lambda number: abs(gaps[number]))]
+    # The example: most of the gap, in the direction of the whole, and if possible of many texts.
+    alike = [(gap, group) for gap, group in zip(gaps, bins, strict=True) if (gap > 0) == over]
+    many = [pair for pair in alike if pair[1]["texts"] >= FEW_TEXTS]
+    _, worst = max(many or alike, key=lambda pair: abs(pair[0]))
     example = (
         f"of the {worst['texts']:,} texts with probability {worst['from']:.1f} to "
         f"{worst['to']:.1f} (mean {worst['confidence']:.3f}) it has {percent(worst['accuracy'])} "
@@ -211,7 +216,7 @@ def of_calibration(calibration: dict) -> list[str]:
     if calibration["ece"] < SMALL_ERROR:
         said.append(f"It is well calibrated: {error}.")
     else:
-        kind = "over-confident" if sum(gaps) > 0 else "under-confident"
+        kind = "over-confident" if over else "under-confident"
         said.append(f"The model is {kind}: {example}; {error}.")
     if any(group["texts"] < FEW_TEXTS for group in bins):
         said.append(f"Hollow points have fewer than {FEW_TEXTS} texts and say little.")
