@@ -174,5 +174,6 @@ class EvalConfig:
     store_threshold: float | None = flag(
         None, "keep this probability in --ckpt, with --thresholds", FROM_0_BELOW_1
     )
-    overwrite: bool = flag(False, "replace --output, or a report of other weights or texts")
+    html: str | None = flag(None, "file for the report as a page with plots, for a browser")
+    overwrite: bool = flag(False, "replace --output, --html, or a report of other weights or texts")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

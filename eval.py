@@ -187,6 +187,22 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
         show_comparison(report["comparison"])
     print(f"written to {path}")
     write_texts(config, texts, predicted, others)
+    if config.html:
+        write_html(config, classifier, report, texts, predicted)
+
+
+def write_html(
+    config: EvalConfig, classifier: Classifier, report: dict, texts: LabelledTexts, predicted
+) -> None:
+    # Not at the top: matplotlib and TensorBoard take a second to import.
+    from report.history import read_history
+    from report.page import list_mistakes, write_page
+
+    run, curves = read_history(classifier.folder, classifier.trained)
+    run["defaults"] = dataclasses.asdict(Config())
+    mistakes = list_mistakes(texts, predicted)
+    write_page(Path(config.html), report, run, mistakes, curves)
+    print(f"written to {config.html}, for a browser")
 
 
 def write_texts(config: EvalConfig, texts, predicted: Predicted, others: dict) -> None:
@@ -255,7 +271,7 @@ def compare_with(config: EvalConfig, predicted: Predicted, others: dict, classes
 
     ours = [predicted.classes, *(of for name, of in others.items() if name.startswith("seeds"))]
     other = [of for name, of in others.items() if name.startswith("compare")]
-    folders = {"folders": {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}}
+    folders = {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}
     return folders | compare_sides(predicted.labels, ours, other, classes)
 
 

@@ -6,7 +6,7 @@ In: a config. Out: a `UserError` with all of them, or nothing. Independent of: m
 import dataclasses
 from pathlib import Path
 
-from report.files import check_output, check_source
+from report.files import check_output, check_page, check_source
 from runtime.flags import UserError
 
 SPLIT_SETTINGS = (
@@ -25,8 +25,8 @@ ASKED = {
     "input": ("output", "text_column", "min_probability", "overwrite"),
     "thresholds": ("store_threshold",),
 }
-REPORT = ("report", "split", "drop_invalid", "predictions", "errors", "compare", "seeds")
-REPORT += (*SPLIT_SETTINGS, "overwrite")
+REPORT = ("report", "split", "drop_invalid", "predictions", "errors", "html", "compare")
+REPORT += (*SPLIT_SETTINGS, "seeds", "overwrite")
 
 
 # What a flag is nothing without.
@@ -72,6 +72,8 @@ def place_of(name: str) -> str:
 
 
 def check_files(config) -> None:
+    if config.html:
+        check_page(Path(config.html), config.report, config.overwrite)
     if config.output:
         check_output("--output", Path(config.output), config.overwrite)
         check_source(Path(config.input), Path(config.output))

@@ -40,6 +40,24 @@ def check_new(flag: str, path: Path, overwrite: bool, key: str) -> None:
         )
 
 
+PAGE_MARK = "reference-loop report"  # what a page of ours says of what made it
+
+
+def check_page(path: Path, report: str | None, overwrite: bool) -> None:
+    """Raises `UserError` unless a page of HTML can be written there, over nothing but, if asked
+    for, one of ours. Args: report: what --report gives."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {path}: give a name that ends in .html")
+    if report and Path(report).resolve() == path.resolve():
+        raise UserError(f"--html {path}: is the --report itself; give another name")
+    check_writable("--html", path)
+    ours = path.is_file() and PAGE_MARK.encode() in path.read_bytes()[:2000]
+    if path.exists() and not (overwrite and ours):
+        raise UserError(
+            f"--html {path}: exists; give another name (or --overwrite, for one of ours)"
+        )
+
+
 def has_key(path: Path, key: str) -> bool:
     try:
         return key in dict(json.loads(path.read_text(encoding="utf-8")))

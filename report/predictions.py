@@ -164,12 +164,23 @@ def write_errors(
     path: Path, texts: LabelledTexts, predicted: Predicted, others: dict[str, np.ndarray]
 ) -> int:
     """The same of the mistakes, the most confident first. Returns their number."""
-    rows = np.flatnonzero(~predicted.right)
-    wrong = list(itertools.chain.from_iterable(texts.select(rows).chunks()))
-    order = np.argsort(-predicted.probabilities()[rows].max(1), kind="stable")
+    rows, wrong = worst_mistakes(texts, predicted)
     with write_chunks(path, Dialect()) as write:
-        write(join_columns([wrong[i] for i in order], texts, predicted, others, rows[order]))
+        write(join_columns(wrong, texts, predicted, others, rows))
     return len(rows)
+
+
+def worst_mistakes(
+    texts: LabelledTexts, predicted: Predicted, most: int | None = None
+) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    """(Rows of the mistakes, their texts), those first in which the model is most sure."""
+    confidence = predicted.probabilities().max(1)
+    wrong = np.flatnonzero(~predicted.right)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    rows = np.sort(worst)
+    found = itertools.chain.from_iterable(texts.select(rows).chunks())
+    text_of = dict(zip(rows.tolist(), found, strict=True))
+    return worst, [text_of[row] for row in worst.tolist()]
 
 
 def join_columns(

@@ -1282,6 +1282,28 @@ EVAL = [
         "--report=<tmp>/no/r.json",
         "--report <tmp>/no/r.json: folder <tmp>/no is not there; make it, or give another",
     ),
+    flag("--html=page.txt", "--html page.txt: give a name that ends in .html"),
+    one(
+        "html is the report",
+        ["--html=<tmp>/r.html", "--report=<tmp>/r.html"],
+        "--html <tmp>/r.html: is the --report itself; give another name",
+    ),
+    one(
+        "html of the user's",
+        ["--html=<tmp>/r.html", "--overwrite"],
+        "--html <tmp>/r.html: exists; give another name (or --overwrite, for one of ours)",
+        {"r.html": "<p>mine"},
+    ),
+    one(
+        "html in no folder",
+        "--html=<tmp>/no/r.html",
+        "--html <tmp>/no/r.html: folder <tmp>/no is not there; make it, or give another",
+    ),
+    one(
+        "html with text",
+        ["--text=w1", "--html=<tmp>/r.html"],
+        "--html <tmp>/r.html: is for the test split; leave it out with --text",
+    ),
 ]
 
 
