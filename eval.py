@@ -68,15 +68,20 @@ class Classifier:
     def text_column(self) -> str:
         return self.trained.get("text_column", "text")
 
+    @property
+    def truncation(self) -> str:
+        own = "tail" if self.tokenizer.truncation_side == "left" else "head"
+        return self.trained.get("truncation", own)
+
+    def batches(self, texts: list[tuple[str, ...]]):
+        """Pairs of (row numbers, batch) of about a thousand texts, or pairs of them."""
+        limit = self.tokenizer.model_max_length
+        ids = Dataset.from_dict(encode(texts, self.tokenizer, limit, self.truncation))
+        return eval_batches(ids, self.batch_size, self.tokenizer, self.accelerator)
+
     def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
         """(texts, classes) of about a thousand texts, or pairs of them."""
-        own = "tail" if self.tokenizer.truncation_side == "left" else "head"
-        truncation = self.trained.get("truncation", own)
-        ids = encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
-        batches = eval_batches(
-            Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
-        )
-        return predict(self.model, batches, len(texts), self.accelerator)
+        return predict(self.model, self.batches(texts), len(texts), self.accelerator)
 
     def logits_of(self, texts: LabelledTexts) -> torch.Tensor:
         """(texts, classes) of a whole split."""
