@@ -31,21 +31,29 @@ from runtime.tables import LabelledTexts, find_text_columns, label_rows, split_c
 class Sample:
     """Texts to try, or pairs of them."""
 
-    texts: list[tuple[str, ...]]
-    labels: np.ndarray | None  # (texts,) class numbers, if they are known
+    real: list[tuple[str, ...]]
+    labels: np.ndarray | None  # (real,) class numbers, if they are known
     source: str  # words for a person
+    made_up: list[tuple[str, ...]] = ()
+
+    @property
+    def all(self) -> list[tuple[str, ...]]:
+        return [*self.real, *self.made_up]
 
 
 def choose_sample(config, classifier) -> Sample:
     """At most `config.max_samples` texts of --input, else of those that chose the step of best/,
-    else none, if they are not to be had. Raises `UserError` for an --input that holds none."""
+    else, if they cannot be read, none; and made-up texts. Raises `UserError` for an --input that
+    cannot be read."""
     if config.input:
-        return read_input(config, classifier)
-    try:
-        texts = read_validated(classifier)
-    except UserError as error:
-        return Sample([], None, f"0 texts of its validation ({error.args[0]})")
-    return of_labelled(texts, config.max_samples, "texts that it was validated on")
+        found = read_input(config, classifier)
+    else:
+        try:
+            texts = read_validated(classifier)
+            found = of_labelled(texts, config.max_samples, "texts that it was validated on")
+        except UserError as error:
+            found = Sample([], None, f"no text that it was validated on ({error.args[0]})")
+    return dataclasses.replace(found, made_up=make_up_texts(classifier))
 
 
 def of_labelled(texts: LabelledTexts, limit: int, words: str) -> Sample:
@@ -124,13 +132,13 @@ class Answers:
     speed: float  # texts per second
 
 
-def compare(forms: dict[str, Form], classifier, sample: Sample, made_up: list) -> dict:
-    """By the name of each form its `Answers`; the first form is PyTorch."""
-    texts = sample.texts + made_up
-    batches = list(classifier.batches(texts))
-    shares = {name: probabilities(form, batches, len(texts)) for name, form in forms.items()}
+def compare(forms: dict[str, Form], classifier, sample: Sample) -> dict[str, Answers]:
+    """By the name of each form; the first is PyTorch."""
+    texts = len(sample.all)
+    batches = list(classifier.batches(sample.all))
+    shares = {name: probabilities(form, batches, texts) for name, form in forms.items()}
     speed = texts_per_second(forms, batches)
-    count = len(sample.texts) or len(texts)
+    count = len(sample.real) or texts
     reference, *_ = shares.values()
     found = {}
     for name, of in shares.items():

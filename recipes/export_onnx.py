@@ -41,7 +41,7 @@ if __name__ == "__main__":
 import json
 
 from eval import Classifier, open_classifier
-from recipes.agreement import Sample, choose_sample, compare, describe_forms, make_up_texts
+from recipes.agreement import Sample, choose_sample, compare, describe_forms
 from recipes.onnx_beside import require_same_tokens, write_card, write_names, write_tokenizer
 from recipes.onnx_models import FILES, exporters_explained, open_forms, write_models
 from runtime.folders import MANIFEST, remove_copies, write_folder
@@ -60,10 +60,11 @@ def export(config: ExportConfig) -> None:
     lines = []
 
     def fill(folder: Path) -> None:
+        write_tokenizer(classifier, folder)
+        require_same_tokens(classifier, folder, sample.all)
+        write_names(classifier, folder)
         with exporters_explained(f"--ckpt {config.ckpt}"):
             write_models(classifier, folder)
-        write_tokenizer(classifier, folder)
-        write_names(classifier, folder)
         lines.extend(check(config, classifier, sample, folder))
         write_card(config.ckpt, classifier, lines, folder)
 
@@ -95,10 +96,8 @@ def is_export(folder: Path) -> bool:
 
 def check(config: ExportConfig, classifier: Classifier, sample: Sample, folder: Path) -> list[str]:
     """Lines on how the files answer. Raises `UserError` unless model.onnx does as PyTorch."""
-    made_up = make_up_texts(classifier)
-    require_same_tokens(classifier, folder, sample.texts + made_up)
     with exporters_explained(f"--ckpt {config.ckpt}"):
-        found = compare(open_forms(classifier, folder), classifier, sample, made_up)
+        found = compare(open_forms(classifier, folder), classifier, sample)
     difference = found["ONNX float32"].difference
     if not difference <= LIMIT:  # so that NaN is refused
         raise UserError(
@@ -110,7 +109,10 @@ def check(config: ExportConfig, classifier: Classifier, sample: Sample, folder: 
         name: sum(path.stat().st_size for path in folder.glob(f"{file}*"))  # .data of large ones
         for name, file in FILES.items()
     }
-    return [f"{sample.source}, and {len(made_up)} made-up ones", *describe_forms(found, sizes)]
+    return [
+        f"{sample.source}, and {len(sample.made_up)} made-up ones",
+        *describe_forms(found, sizes),
+    ]
 
 
 def main(argv=None) -> None:

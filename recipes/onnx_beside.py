@@ -32,8 +32,12 @@ def write_tokenizer(classifier: Classifier, folder: Path) -> None:
     plain = Tokenizer.from_str(own.backend_tokenizer.to_str())
     if classifier.truncation != "head_tail":
         plain.enable_truncation(own.model_max_length, direction=own.truncation_side)
-        padding = {"pad_id": own.pad_token_id, "pad_type_id": own.pad_token_type_id}
-        plain.enable_padding(own.padding_side, **padding, pad_token=own.pad_token)
+        plain.enable_padding(
+            direction=own.padding_side,
+            pad_id=own.pad_token_id,
+            pad_type_id=own.pad_token_type_id,
+            pad_token=own.pad_token,
+        )
     plain.save(str(folder / TOKENIZER))
 
 

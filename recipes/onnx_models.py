@@ -77,8 +77,8 @@ def write_models(classifier: Classifier, folder: Path) -> None:
 
 @contextlib.contextmanager
 def exporters_explained(given: str):
-    """What the exporter or onnxruntime raises for a model, as one line; no warnings of theirs."""
-    logging.disable(logging.WARNING)
+    """What the exporter or onnxruntime raises for a model, as one line; without their logs."""
+    logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
