@@ -19,6 +19,7 @@ from runtime.flags import UserError
 from runtime.folders import CARD
 from runtime.probe import ANOTHER
 from runtime.tables import split_columns
+from runtime.tokenizer import set_truncation_side
 
 TOKENIZER = "tokenizer.json"
 
@@ -28,6 +29,7 @@ TOKENIZER = "tokenizer.json"
 def write_tokenizer(classifier: Classifier, folder: Path) -> None:
     """tokenizer.json cuts and pads by itself, but for head_tail, which no tokenizer can."""
     own = classifier.tokenizer
+    set_truncation_side(own, classifier.truncation)
     own.save_pretrained(folder)
     plain = Tokenizer.from_str(own.backend_tokenizer.to_str())
     if classifier.truncation != "head_tail":
@@ -82,7 +84,7 @@ def write_card(ckpt: str, classifier: Classifier, lines: list[str], folder: Path
         reads = (
             f"Of a text of more than {most} tokens the first {first} and the last {most - first} "
             "are kept. tokenizer.json cannot do that, so the example does: without that line, "
-            "labels of long texts are other ones."
+            "the answers to long texts are wrong."
         )
         batches = f"For several texts, cut each so, then pad {pad}."
     else:
@@ -104,6 +106,7 @@ def write_card(ckpt: str, classifier: Classifier, lines: list[str], folder: Path
         table="\n".join(lines),
         hardware=describe_machine()["hardware"],
         threads=torch.get_num_threads(),
+        batch_size=classifier.batch_size,
         **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
     )
     (folder / CARD).write_text(card, encoding="utf-8")

@@ -8,6 +8,7 @@ By torch.onnx.export: optimum-onnx 0.1.0, the newest, needs a transformers below
 
 import contextlib
 import dataclasses
+import io
 import logging
 import warnings
 from functools import partial
@@ -42,8 +43,9 @@ class Logits(torch.nn.Module):
 
 
 def with_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The collator leaves out a mask of ones."""
-    return {"attention_mask": torch.ones_like(batch["input_ids"])} | batch
+    """The batch, its ids first, with the mask of ones that the collator leaves out."""
+    ids = batch["input_ids"]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | batch
 
 
 def write_models(classifier: Classifier, folder: Path) -> None:
@@ -57,7 +59,6 @@ def write_models(classifier: Classifier, folder: Path) -> None:
         Logits(model).eval(),
         kwargs=batch,
         f=str(folder / FILES["ONNX float32"]),
-        input_names=list(batch),
         output_names=["logits"],
         dynamic_shapes={name: {0: "texts", 1: "length"} for name in batch},
         external_data=large,
@@ -69,7 +70,7 @@ def write_models(classifier: Classifier, folder: Path) -> None:
         folder / FILES["ONNX float32"],
         folder / FILES["ONNX int8"],
         per_channel=True,
-        # Without VNNI (before 2019) a CPU adds products of 8 and 8 bits up in 16, and overflows.
+        # A CPU without VNNI adds products of 8 bits up in 16 and overflows without a word: 7 bits.
         reduce_range=True,
         use_external_data_format=large,
     )
@@ -80,10 +81,10 @@ def exporters_explained(given: str):
     """What the exporter or onnxruntime raises for a model, as one line; without their logs."""
     logging.disable()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
             yield
     except Exception as error:
-        if is_out_of_memory(error) or isinstance(error, (UserError, OSError)):
+        if is_out_of_memory(error) or isinstance(error, OSError):
             raise
         why = in_few_words(error.__cause__ or error)
         raise UserError(f"{given}: cannot be exported to ONNX ({why}); {ANOTHER}") from None
