@@ -18,8 +18,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import test_source
 import torch
-from conftest import WORDS, make_model, make_rows, train_small, write_csv
+from conftest import ROOT, WORDS, make_model, make_rows, train_small, write_csv
 from families import make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from tokenizers import Tokenizer
 import eval as evaluation
 from config import Config, EvalConfig
 from data import choose_texts
-from recipes import export_onnx
+from recipes import export_onnx, onnx_models
 from recipes.agreement import choose_sample, paired_difference
 from recipes.export_onnx import ExportConfig
 from runtime.flags import UserError
@@ -71,13 +72,16 @@ def single(corpus, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """BERT, which has."""
+    """BERT, which has; its weights lie in files of their own, as those of a large model."""
     folder = tmp_path_factory.mktemp("pairs")
     make_family("bert", folder / "model", num_hidden_layers=1, **LARGE)
     rows = [(more, text, label) for more, (text, label) in zip(TEXTS * 3, ROWS, strict=True)]
     data = write_csv(folder / "pairs.csv", rows, ("more", "text", "label"))
-    columns = "text,more"
-    return train_and_export(folder, model=folder / "model", dataset=data, text_column=columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_models, "LARGE", 0)
+        return train_and_export(
+            folder, model=folder / "model", dataset=data, text_column="text,more"
+        )
 
 
 @pytest.fixture
@@ -105,8 +109,8 @@ def altered(best: Path, to: Path, **settings) -> Path:
 @pytest.mark.parametrize("kind", ["single", "pairs"])
 def test_both_files_answer_as_eval_in_any_batch(kind, request):
     """For other numbers and lengths of texts than in the export, padding included, by token ids of
-    tokenizer.json. Red: no `dynamic_shapes`; no enable_truncation in write_tokenizer; the mask of
-    the first text for all."""
+    tokenizer.json. Red: no `dynamic_shapes`; a mask of ones in Logits; no enable_truncation in
+    write_tokenizer (the export refuses itself)."""
     folder = request.getfixturevalue(kind)
     texts = PAIRS if kind == "pairs" else [(text,) for text in TEXTS]
     expected = open_best(folder / "best").logits(texts)
@@ -114,6 +118,7 @@ def test_both_files_answer_as_eval_in_any_batch(kind, request):
     for file, tolerance in zip(FILES, (1e-5, 0.3), strict=True):
         session = onnxruntime.InferenceSession(folder / "onnx" / file)
         names = [field.name for field in session.get_inputs()]
+        assert (folder / "onnx" / f"{file}.data").exists() == (kind == "pairs")
         assert names[2:] == ["token_type_ids"] * (kind == "pairs")
         logits = []
         for at in (*range(3), slice(3, 5), slice(5, 40)):
@@ -147,8 +152,8 @@ print(json.dumps(said))
 
 def test_the_example_of_the_readme_answers_as_eval_without_torch(single, pairs, quick, tmp_path):
     """For every --truncation, for pairs, and for a tokenizer that takes special tokens in a text
-    for words. Red: "head" for the side in enable_truncation; the line for head_tail, or for special
-    tokens, left out of the card; pairs joined to one text."""
+    for words. Red: "right" for the side in enable_truncation; the line for head_tail, or for
+    special tokens, left out of the card; pairs joined to one text."""
     bests = {"head": single / "best", "pairs": pairs / "best"}
     exports = {"head": single / "onnx", "pairs": pairs / "onnx"}
     for truncation in ("tail", "head_tail"):
@@ -201,7 +206,7 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(
     single, tmp_path, monkeypatch, capfd
 ):
     """As Longformer's, of which the exporter also prints its graph. Red: exporters_explained
-    without its redirect_stderr, `logging.disable` or `except`; with `error` for its cause."""
+    without its redirect_stderr or `logging.disable`; with `error` for its cause."""
 
     def fail(*_, **__):
         print("a graph", file=sys.stderr)
@@ -289,3 +294,15 @@ def test_the_paired_interval_is_that_of_a_bootstrap(seed, only_a, only_b):
         (a.astype(float) - b,), np.mean, n_resamples=2000, method="percentile", rng=rng
     )
     assert (low, high) == pytest.approx(tuple(drawn.confidence_interval), abs=0.004)
+
+
+# ---------------------------------------------------------------- the source
+
+
+def test_recipes_are_as_readable_as_the_house_which_imports_none():
+    """Red: `import recipes.agreement` in eval.py; a read_text without an encoding."""
+    for path in (ROOT / "recipes").glob("*.py"):
+        test_source.test_a_file_can_be_read(f"recipes.{path.stem}")
+        test_source.test_every_text_file_is_opened_as_utf8(f"recipes.{path.stem}")
+    for name in test_source.HOUSE:
+        assert not re.search(r"^\s*(from|import) recipes", test_source.source_of(name), re.M)
