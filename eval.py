@@ -82,19 +82,26 @@ class Classifier:
     def text_column(self) -> str:
         return self.trained.get("text_column", "text")
 
-    def encode(self, texts: list[tuple[str, ...]]) -> dict[str, list]:
+    @property
+    def truncation(self) -> str:
         own = "tail" if self.tokenizer.truncation_side == "left" else "head"
-        truncation = self.trained.get("truncation", own)
-        return encode(texts, self.tokenizer, self.tokenizer.model_max_length, truncation)
+        return self.trained.get("truncation", own)
+
+    def encode(self, texts: list[tuple[str, ...]]) -> dict[str, list]:
+        return encode(texts, self.tokenizer, self.tokenizer.model_max_length, self.truncation)
+
+    def batches(self, ids: dict[str, list]):
+        """Pairs of (row numbers, batch)."""
+        return eval_batches(
+            Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
+        )
 
     def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
         """(texts, classes) of about a thousand texts, or pairs of them."""
         return self.logits_of(self.encode(texts))
 
     def logits_of(self, ids: dict[str, list]) -> torch.Tensor:
-        data = Dataset.from_dict(ids)
-        batches = eval_batches(data, self.batch_size, self.tokenizer, self.accelerator)
-        return predict(self.model, batches, len(data), self.accelerator)
+        return predict(self.model, self.batches(ids), len(ids["input_ids"]), self.accelerator)
 
     def predict_split(self, texts: LabelledTexts) -> Predicted:
         columns = {"logits": [], "length": [], "cut": []}

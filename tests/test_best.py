@@ -1,4 +1,4 @@
-"""`best/` answers alike wherever it is used: in eval.py, a pipeline, scikit-learn's hands, ONNX."""
+"""`best/` answers alike wherever it is used: in eval.py, a pipeline, scikit-learn's hands."""
 
 import csv
 import json
@@ -6,7 +6,6 @@ import os
 import shutil
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from conftest import make_rows, train_small, write_csv
@@ -80,34 +79,6 @@ def test_scikit_learn_finds_the_report_in_the_predictions(bests, corpus, tmp_pat
     assert [report["classes"][name]["f1"] for name in names] == pytest.approx(
         metrics.f1_score(true, predicted, labels=names, average=None)
     )
-
-
-def test_exported_to_onnx_it_has_the_same_logits(bests, tmp_path):
-    """For another number of texts and another length than it was exported with, padding included.
-
-    Red: no `dynamic_shapes`; the mask left out of what onnxruntime is given.
-    """
-    best = bests["head", False]
-    model = AutoModelForSequenceClassification.from_pretrained(best).eval()
-    tokenizer = AutoTokenizer.from_pretrained(best)
-    sizes = {0: "texts", 1: "length"}
-    torch.onnx.export(
-        model,
-        kwargs=dict(tokenizer(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")),
-        f=str(tmp_path / "model.onnx"),
-        dynamo=True,
-        dynamic_shapes={"input_ids": sizes, "attention_mask": sizes},
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    batch = tokenizer(TEXTS[:7], padding=True, truncation=True, return_tensors="pt")
-    assert not batch["attention_mask"].all()
-    given = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
-    (logits,) = session.run(None, given)
-    with torch.no_grad():
-        torch.testing.assert_close(
-            torch.from_numpy(logits), model(**batch).logits, atol=1e-5, rtol=1e-4
-        )
 
 
 # ---------------------------------------------------------------- the model card
