@@ -36,10 +36,10 @@ from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
 from report.files import check_output, refuse_to_replace
 from report.predictions import print_predictions, write_predictions
+from runtime.card import checksum
 from runtime.checkpoint import read_training_settings
 from runtime.draw import sample
 from runtime.environment import describe_environment
-from runtime.folders import sha256_of
 from runtime.formats import format_of, stem_of
 from runtime.heads import read_class_names, require_one_label
 from runtime.hub import find_checkpoint, full_path, weight_files
@@ -164,15 +164,14 @@ def report_path(config: EvalConfig, classifier: Classifier) -> Path:
 
 def sum_of_weights(classifier: Classifier) -> str:
     """A checksum of the files that were loaded. Raises `UserError` if they were replaced since."""
-    sums = []
+    found = checksum(classifier.weights)
     for file, then in classifier.weights.items():
-        sums.append(sha256_of(file))
         now = file.stat()
         if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
             raise UserError(
                 f"--ckpt {classifier.folder}: a training replaced it meanwhile; start eval.py again"
             )
-    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return found
 
 
 TEST_SETTINGS = (

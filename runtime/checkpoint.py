@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
 
+from runtime.card import VALIDATED, make_card
 from runtime.engines import gather_moments, gather_weights, scatter_state
 from runtime.flags import UserError, changed_settings
 from runtime.folders import (
@@ -90,24 +90,26 @@ def save_best(run, scores: dict) -> None:
     Args:
         scores: of the validation that chose this step.
     """
+    # Not from run.settings: resumed on another number of processes, a run has other batch flags.
+    flags = vars(run.config) | {"mixed_precision": run.accelerator.mixed_precision}
     # Without --overwrite: whoever gives this file as --config repeats the run, and deletes nothing.
-    flags = {name: run.settings[name] for name in vars(run.config) if name != "overwrite"}
+    flags.pop("overwrite")
     validation = {
         "step": run.progress.step,
         **scores,
         "precision": run.accelerator.mixed_precision,
         "device": run.accelerator.device.type,
     }
-    files = {SETTINGS: flags | {"environment": run.environment}, "validation.json": validation}
+    files = {SETTINGS: flags | {"environment": run.environment}, VALIDATED: validation}
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
-        fill = partial(fill_best, weights, model, run.tokenizer, run.seen, files)
+        fill = partial(fill_best, weights, model, run.tokenizer, run.seen, files, type(run.config))
         on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
 
 
 def fill_best(
-    weights: dict, model, tokenizer, seen: Seen, files: dict[str, dict], folder: Path
+    weights: dict, model, tokenizer, seen: Seen, files: dict[str, dict], flags: type, folder: Path
 ) -> None:
     model.save_pretrained(folder, state_dict=weights)
     model.config.dtype = "float32"  # what is saved, even if DeepSpeed computes in bfloat16
@@ -118,41 +120,7 @@ def fill_best(
     write_seen(folder, seen)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    card = model_card(**files[SETTINGS], **files["validation.json"])
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def model_card(model: str, dataset: str, truncation: str, **of) -> str:
-    """The text of `best/README.md`. Args: all flags; what validation.json holds."""
-    on_hub = {name: None if Path(name).exists() else name for name in (model, dataset)}
-    data = ModelCardData(
-        base_model=on_hub[model],
-        datasets=on_hub[dataset] and [dataset],
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        metrics=["accuracy"],
-    )
-    note = HEAD_TAIL_NOTE if truncation == "head_tail" else ""
-    text = MODEL_CARD.format(model=model, dataset=dataset, note=note, **of)
-    return f"---\n{data.to_yaml()}\n---\n{text}"
-
-
-MODEL_CARD = """`{model}` fine-tuned on `{dataset}`, learning rate {learning_rate}, seed {seed}.
-
-    from transformers import pipeline
-    classify = pipeline("text-classification", FOLDER, truncation=True)
-
-FOLDER is the one that this file is in. Texts are cut at {max_length} tokens.{note}
-
-Step {step}: accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts for validation; that
-accuracy chose the step. `training_config.json` holds every setting. For the
-accuracy on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it
-takes the test split of what the model was trained on, if there is one.
-"""
-
-HEAD_TAIL_NOTE = """ The model was trained on
-the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
-pipeline keeps the start alone."""
+    (folder / CARD).write_text(str(make_card(folder, flags)), encoding="utf-8")
 
 
 def unshare_memory(tensors: dict) -> dict:
@@ -255,7 +223,7 @@ def restore_best(best: Path, step: int) -> None:
     """
 
     def of_step(copy: Path) -> bool:
-        return json.loads((copy / "validation.json").read_text(encoding="utf-8"))["step"] == step
+        return json.loads((copy / VALIDATED).read_text(encoding="utf-8"))["step"] == step
 
     if step and newest_whole(best, of_step) is None:
         raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")

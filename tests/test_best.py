@@ -10,14 +10,13 @@ import onnxruntime
 import pytest
 import torch
 from conftest import make_rows, train_small, write_csv
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from sklearn import metrics
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import eval as evaluation
-from config import Config, EvalConfig
-from runtime.checkpoint import model_card
+from config import EvalConfig
 from runtime.flags import UserError
 from runtime.folders import write_folder
 from runtime.hub import weight_files
@@ -108,45 +107,6 @@ def test_exported_to_onnx_it_has_the_same_logits(bests, tmp_path):
         torch.testing.assert_close(
             torch.from_numpy(logits), model(**batch).logits, atol=1e-5, rtol=1e-4
         )
-
-
-# ---------------------------------------------------------------- the model card
-
-VALIDATION = {"step": 5, "accuracy": 0.5, "loss": 0.7, "examples": 45}
-
-
-def read_card(**flags) -> ModelCard:
-    return ModelCard(model_card(**{**vars(Config(**flags)), **VALIDATION}))
-
-
-def test_the_card_of_a_model_names_what_is_on_the_hub_alone(tiny, corpus):
-    """Red: the names of local folders left in `base_model` and `datasets`."""
-    fields = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "metrics": ["accuracy"],
-    }
-    hub = {"base_model": "owner/model", "datasets": ["owner/set"]}
-    card = read_card(model="owner/model", dataset="owner/set")
-    assert card.data.to_dict() == fields | hub
-    card = read_card(model=str(tiny), dataset=str(corpus))
-    assert card.data.to_dict() == fields
-    assert f"`{tiny}` fine-tuned on `{corpus}`" in card.text
-
-
-@pytest.mark.parametrize("name", ["no: [list]", '"', "#", "- x", "{}", "null", "*a", "x\n---\ny"])
-def test_no_name_breaks_the_fields_of_a_card(name):
-    """Red: the fields written with an f-string, as `base_model: {model}`."""
-    data = read_card(model=name, dataset=name).data
-    assert (data.base_model, data.datasets) == (name, [name])
-
-
-def test_a_card_shows_the_call_and_says_where_it_cuts_otherwise():
-    """Red: no note for head_tail; the note for all."""
-    for truncation in ("head", "tail", "head_tail"):
-        text = read_card(truncation=truncation).text
-        assert 'pipeline("text-classification", FOLDER, truncation=True)' in text
-        assert ("Only eval.py cuts like this" in text) == (truncation == "head_tail")
 
 
 # ---------------------------------------------------------------- who may read it

@@ -13,7 +13,7 @@ from conftest import ROOT, make_rows, write_csv
 
 RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
-RUNTIME += ["engines", "checkpoint", "monitor"]
+RUNTIME += ["intervals", "card", "engines", "checkpoint", "monitor"]
 REPORT = ["metrics", "files", "predictions", "look"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
