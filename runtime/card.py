@@ -7,16 +7,19 @@ metadata that the Hub reads. Independent of: how anything was trained or measure
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shlex
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from runtime.flags import UserError
 from runtime.folders import CARD, MANIFEST, sha256_of
-from runtime.hub import weight_files
+from runtime.hub import in_few_words, weight_files
 from runtime.intervals import wilson
 from runtime.seen import SETTINGS
 from runtime.tables import split_columns
@@ -64,14 +67,17 @@ def make_card(folder: Path, flags: type, name: str | None = None) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
-def current_card(folder: Path, flags: type, name: str) -> tuple[ModelCard, bool]:
+def card_for_hub(folder: Path, flags: type, name: str) -> tuple[ModelCard, bool]:
     """(The card for the Hub, whether it is the user's.) One that was edited keeps its text and
-    fields, and gets the scores that it lacks. Raises ValueError if its fields cannot be read."""
+    fields, and gets the scores that it lacks. Raises `UserError` if its fields cannot be read."""
     card, path = make_card(folder, flags, name), folder / CARD
     listed = load_json(folder / MANIFEST).get(CARD, {})
     if not path.is_file() or sha256_of(path) == listed.get("sha256"):
         return card, False
-    users = ModelCard.load(path)
+    try:
+        users = ModelCard.load(path)
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {in_few_words(error)}; correct it, or remove it") from None
     there = users.data.eval_results or []
     users.data.model_name = users.data.model_name or name
     users.data.eval_results = there + [
@@ -80,6 +86,15 @@ def current_card(folder: Path, flags: type, name: str) -> tuple[ModelCard, bool]
         if not any(result.is_equal_except_value(other) for other in there)
     ]
     return users, True
+
+
+def json_for_hub(folder: Path) -> dict[str, bytes]:
+    """By file name: the settings and the reports, without the folders that local data are in."""
+    contents = {SETTINGS: hide_paths(load_json(folder / SETTINGS))}
+    for name, report in reports_in(folder).items():
+        of = report["of"]
+        contents[name] = report | {"of": of | {"dataset": hide_folder(of["dataset"])}}
+    return {name: json.dumps(content, indent=1).encode() for name, content in contents.items()}
 
 
 # ---------------------------------------------------------------- what lies in the folder
@@ -91,17 +106,23 @@ def load_json(path: Path) -> dict:
 
 def is_local(name: str) -> bool:
     """Whether a setting that was saved names a local path: train.py makes these absolute, and
-    `hide_paths` leaves "./" and their last part."""
+    `hide_folder` leaves "./" and their last part."""
     return Path(name).is_absolute() or name.startswith("./")
 
 
+def hide_folder(name: str) -> str:
+    """A local path without its folder, which may name a person or a client. What is left begins
+    with "./": no name on the Hub does, so none is taken for it."""
+    return f"./{Path(name).name}" if is_local(name) else name
+
+
 def hide_paths(settings: dict) -> dict:
-    """`settings` without the folders of local paths, which may name people and clients. What is
-    left begins with "./": no name on the Hub does, so none is taken for it."""
-    local = {name for name in PATHS if is_local(settings[name] or "")} | {"output_dir"}
-    # Not recorded, by an older version: then it may have been a relative path.
-    local |= {"model"} if settings["environment"].get("local_model", True) else set()
-    return settings | {name: f"./{Path(settings[name]).name}" for name in local}
+    """`settings` with `hide_folder` of all that may name a local path."""
+    # Relative ones are made absolute. Not recorded, by an older version: it may have been one.
+    relative = ["output_dir"] + ["model"] * settings["environment"].get("local_model", True)
+    paths = {name: settings[name] for name in PATHS if settings[name]}
+    paths |= {name: os.path.abspath(settings[name]) for name in relative}
+    return settings | {name: hide_folder(path) for name, path in paths.items()}
 
 
 def reports_in(folder: Path) -> dict[str, dict]:

@@ -1,0 +1,153 @@
+"""A model of train.py to the Hub, with the scores of eval.py's reports in its card.
+
+    python recipes/push_to_hub.py --ckpt best/ --name user/model [--private] [--dry_run]
+
+In: best/. Out: one commit in the repository of that name, made if it is not there. Independent of:
+how anything was trained or measured.
+"""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import Config
+from runtime.flags import UserError, flag, parse, parse_or_exit
+
+ON_HUB = (lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name), "USER/MODEL, letters, digits, -_.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PushConfig:
+    """A model of train.py to the Hub."""
+
+    ckpt: str = flag("best", "the best/ of a training; eval.py's reports in it go into the card")
+    name: str | None = flag(None, "of the model on the Hub, as USER/MODEL", ON_HUB)
+    private: bool = flag(False, "make a repository that only you (or your organization) can read")
+    dry_run: bool = flag(False, "show the files and the card, and send nothing")
+    overwrite: bool = flag(False, "replace all files of a repository; its history keeps them")
+    with_hashes: bool = flag(False, "send hashes of the texts, by which eval.py knows them again")
+
+
+if __name__ == "__main__":
+    GIVEN = parse_or_exit(PushConfig, config_file=False)  # before imports that take seconds
+
+import contextlib
+
+import numpy as np
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+from runtime.card import card_for_hub, json_for_hub, load_json
+from runtime.checkpoint import read_training_settings
+from runtime.folders import CARD, MANIFEST
+from runtime.hub import in_few_words
+from runtime.processes import run_command
+from runtime.seen import FILES
+
+
+def main(argv=None) -> None:
+    push(parse(PushConfig, argv, config_file=False))
+
+
+def push(config: PushConfig) -> None:
+    if not config.name:
+        raise UserError("--name: is missing; give USER/MODEL")
+    token = get_token()
+    if not (token or config.dry_run):
+        raise UserError(f"--name {config.name}: no token; give one by hf auth login, or HF_TOKEN")
+    folder = Path(config.ckpt)
+    if not read_training_settings(folder) or not (folder / MANIFEST).is_file():
+        raise UserError(f"--ckpt {folder}: train.py did not write it; give the best/ of a training")
+    card, edited = card_for_hub(folder, Config, config.name)
+    if edited:
+        print(f"{CARD} was edited: it goes as it is, with the scores that it lacks")
+    sent = {CARD: str(card).encode(), **json_for_hub(folder)}
+    stays = sort_files(folder, sent, config.with_hashes)
+    for name, content in sent.items():
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        print(f"{size:>15,} bytes  {name}")
+    for name, why in stays.items():
+        print(f"{'stays here':>21}  {name}: {why}")
+    if config.dry_run:
+        print(f"\n{card}")
+        return
+    with hub_explained(config.name):
+        print(f"sent: {send(config, token, sent)}")
+
+
+# ---------------------------------------------------------------- what goes and what stays
+
+
+def sort_files(folder: Path, sent: dict[str, Path | bytes], with_hashes: bool) -> dict[str, str]:
+    """Why each file stays that does. The others are added to `sent`: those that train.py wrote."""
+    listed, stays = load_json(folder / MANIFEST), {MANIFEST: "sums of the files as they are here"}
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
+    for name, path in paths.items():
+        if name in {*sent, *stays} or not path.is_file():
+            continue
+        if Path(name).match("report_*.json"):
+            stays[name] = "a report of other weights"
+        elif name not in listed:
+            stays[name] = "train.py did not write it"
+        elif has_hashes(path) and not with_hashes:
+            stays[name] = "its hashes tell whether a text was trained on (--with_hashes)"
+        else:
+            sent[name] = path
+    return stays
+
+
+def has_hashes(path: Path) -> bool:
+    return path.name in FILES or (path.suffix == ".npz" and "hashes" in np.load(path))
+
+
+# ---------------------------------------------------------------- the Hub
+
+
+def send(config: PushConfig, token: str, sent: dict[str, Path | bytes]) -> str:
+    """The address of the commit. All files are in one: nobody sees half of them."""
+    api, info = HfApi(token=token), None
+    with contextlib.suppress(RepositoryNotFoundError):
+        info = api.model_info(config.name)
+    there = {file.rfilename for file in info.siblings} - {".gitattributes"} if info else set()
+    if there and not config.overwrite:
+        raise UserError(
+            f"--name {config.name}: holds {len(there)} files, such as {min(there)}; give another "
+            "name, or --overwrite to replace them all (its history keeps them)"
+        )
+    if info and config.private and not info.private:
+        raise UserError(f"--private: {config.name} is public; make it private there, or leave it")
+    if not info:
+        api.create_repo(config.name, private=config.private or None)  # None: as the account has it
+    changes = [CommitOperationAdd(name, content) for name, content in sent.items()]
+    changes += [CommitOperationDelete(name) for name in sorted(there - set(sent))]
+    before = info and info.sha  # the Hub refuses the commit if another came between
+    done = api.create_commit(
+        config.name, changes, commit_message="Model, card and scores", parent_commit=before
+    )
+    return done.commit_url
+
+
+@contextlib.contextmanager
+def hub_explained(name: str):
+    """What may go wrong at the Hub or on the way there, as one `UserError`."""
+    try:
+        yield
+    except (HTTPError, OSError, ValueError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        raise UserError(
+            f"--name {name}: {constants.ENDPOINT} did not take it ({in_few_words(error)}); "
+            f"{REMEDIES.get(status, 'check the network and the name, and run the command again')}"
+        ) from None
+
+
+REMEDIES = {
+    401: "give a token that is valid by hf auth login, or HF_TOKEN",
+    403: "give a token that may write there (huggingface.co/settings/tokens), or your own name",
+}
+
+
+if __name__ == "__main__":
+    run_command(lambda: push(GIVEN))
