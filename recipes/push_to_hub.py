@@ -2,8 +2,7 @@
 
     python recipes/push_to_hub.py --ckpt best/ --name user/model [--private] [--dry_run]
 
-In: best/. Out: one commit in the repository of that name, made if it is not there. Independent of:
-how anything was trained or measured.
+In: best/. Out: a commit in the repository of that name, made if need be. Independent of: training.
 """
 
 import dataclasses
@@ -118,15 +117,15 @@ def send(config: PushConfig, token: str, sent: dict[str, Path | bytes]) -> str:
             "name, or --overwrite to replace them all (its history keeps them)"
         )
     if info and config.private and not info.private:
-        raise UserError(f"--private: {config.name} is public; make it private there, or leave it")
+        raise UserError(
+            f"--private: {config.name} is public; make it private there, or leave it so"
+        )
     if not info:
         api.create_repo(config.name, private=config.private or None)  # None: as the account has it
     changes = [CommitOperationAdd(name, content) for name, content in sent.items()]
     changes += [CommitOperationDelete(name) for name in sorted(there - set(sent))]
-    before = info and info.sha  # the Hub refuses the commit if another came between
-    done = api.create_commit(
-        config.name, changes, commit_message="Model, card and scores", parent_commit=before
-    )
+    message, before = "Model, card and scores", info and info.sha  # refused if another came between
+    done = api.create_commit(config.name, changes, commit_message=message, parent_commit=before)
     return done.commit_url
 
 
