@@ -60,21 +60,19 @@ def push(config: PushConfig) -> None:
     folder = Path(config.ckpt)
     if not read_training_settings(folder) or not (folder / MANIFEST).is_file():
         raise UserError(f"--ckpt {folder}: train.py did not write it; give the best/ of a training")
-    card, edited = card_for_hub(folder, Config, config.name)
-    if edited:
-        print(f"{CARD} was edited: it goes as it is, with the scores that it lacks")
+    card = card_for_hub(folder, Config, config.name)
     sent = {CARD: str(card).encode(), **json_for_hub(folder)}
     stays = sort_files(folder, sent, config.with_hashes)
-    for name, content in sent.items():
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        print(f"{size:>15,} bytes  {name}")
+    files = [CommitOperationAdd(name, content) for name, content in sent.items()]
+    for file in files:
+        print(f"{file.upload_info.size:>15,} bytes  {file.path_in_repo}")
     for name, why in stays.items():
         print(f"{'stays here':>21}  {name}: {why}")
     if config.dry_run:
         print(f"\n{card}")
         return
     with hub_explained(config.name):
-        print(f"sent: {send(config, token, sent)}")
+        print(f"sent: {send(config, token, files)}")
 
 
 # ---------------------------------------------------------------- what goes and what stays
@@ -83,9 +81,9 @@ def push(config: PushConfig) -> None:
 def sort_files(folder: Path, sent: dict[str, Path | bytes], with_hashes: bool) -> dict[str, str]:
     """Why each file stays that does. The others are added to `sent`: those that train.py wrote."""
     listed, stays = load_json(folder / MANIFEST), {MANIFEST: "sums of the files as they are here"}
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*"))}
-    for name, path in paths.items():
-        if name in {*sent, *stays} or not path.is_file():
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        name = path.relative_to(folder).as_posix()
+        if name in {*sent, *stays}:
             continue
         if Path(name).match("report_*.json"):
             stays[name] = "a report of other weights"
@@ -105,7 +103,7 @@ def has_hashes(path: Path) -> bool:
 # ---------------------------------------------------------------- the Hub
 
 
-def send(config: PushConfig, token: str, sent: dict[str, Path | bytes]) -> str:
+def send(config: PushConfig, token: str, files: list[CommitOperationAdd]) -> str:
     """The address of the commit. All files are in one: nobody sees half of them."""
     api, info = HfApi(token=token), None
     with contextlib.suppress(RepositoryNotFoundError):
@@ -122,8 +120,8 @@ def send(config: PushConfig, token: str, sent: dict[str, Path | bytes]) -> str:
         )
     if not info:
         api.create_repo(config.name, private=config.private or None)  # None: as the account has it
-    changes = [CommitOperationAdd(name, content) for name, content in sent.items()]
-    changes += [CommitOperationDelete(name) for name in sorted(there - set(sent))]
+    gone = there - {file.path_in_repo for file in files}
+    changes = [*files, *map(CommitOperationDelete, sorted(gone))]
     message, before = "Model, card and scores", info and info.sha  # refused if another came between
     done = api.create_commit(config.name, changes, commit_message=message, parent_commit=before)
     return done.commit_url

@@ -67,13 +67,13 @@ def make_card(folder: Path, flags: type, name: str | None = None) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{text}")
 
 
-def card_for_hub(folder: Path, flags: type, name: str) -> tuple[ModelCard, bool]:
-    """(The card for the Hub, whether it is the user's.) One that was edited keeps its text and
-    fields, and gets the scores that it lacks. Raises `UserError` if its fields cannot be read."""
+def card_for_hub(folder: Path, flags: type, name: str) -> ModelCard:
+    """`make_card`; but one that the user edited keeps its text and fields, and gets the scores that
+    it lacks. Raises `UserError` if its fields cannot be read."""
     card, path = make_card(folder, flags, name), folder / CARD
     listed = load_json(folder / MANIFEST).get(CARD, {})
     if not path.is_file() or sha256_of(path) == listed.get("sha256"):
-        return card, False
+        return card
     try:
         users = ModelCard.load(path)
     except (ValueError, TypeError, yaml.YAMLError) as error:
@@ -85,7 +85,8 @@ def card_for_hub(folder: Path, flags: type, name: str) -> tuple[ModelCard, bool]
         for result in card.data.eval_results
         if not any(result.is_equal_except_value(other) for other in there)
     ]
-    return users, True
+    print(f"{path} was edited: it keeps its words, and gets the scores that it lacks")
+    return users
 
 
 def json_for_hub(folder: Path) -> dict[str, bytes]:

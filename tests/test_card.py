@@ -225,13 +225,12 @@ def test_a_run_resumed_on_fewer_processes_tells_flags_that_keep_its_batch(tiny, 
 # ---------------------------------------------------------------- a card that was edited
 
 
-def test_an_edited_card_keeps_its_words_and_gets_the_scores_that_it_lacks(tmp_path):
+def test_an_edited_card_keeps_its_words_and_gets_the_scores_that_it_lacks(tmp_path, capsys):
     """Red: card_for_hub that gives the new card; one without `is_equal_except_value`, which has the
     validation twice."""
     folder = make_folder(tmp_path)
     add_report(folder, "report_test.json")
-    card, edited = card_for_hub(folder, Config, "me/model")
-    assert not edited
+    card = card_for_hub(folder, Config, "me/model")
     assert len(card.data.eval_results) == 6
     users = ModelCard.load(folder / "README.md")
     users.data.license = "mit"
@@ -239,17 +238,17 @@ def test_an_edited_card_keeps_its_words_and_gets_the_scores_that_it_lacks(tmp_pa
     users.text = "My words."
     users.save(folder / "README.md")
     verify_folder(folder)
-    card, edited = card_for_hub(folder, Config, "me/model")
-    assert edited
+    card = card_for_hub(folder, Config, "me/model")
+    assert "was edited" in capsys.readouterr().out
     assert (card.text, card.data.license) == ("My words.", "mit")
     results = ModelCard(str(card)).data.eval_results
     assert [result.metric_value for result in results] == [0.9, 0.58, 0.7, 0.5, 0.58, 0.7]
     (folder / "README.md").write_text("No fields.")
-    card, edited = card_for_hub(folder, Config, "me/model")
+    card = card_for_hub(folder, Config, "me/model")
     assert len(ModelCard(str(card)).data.eval_results) == 6
     assert card.text == "No fields."
     (folder / "README.md").unlink()
-    assert card_for_hub(folder, Config, "me/model")[1] is False
+    assert "FOLDER" not in card_for_hub(folder, Config, "me/model").text
 
 
 def test_a_model_of_a_local_folder_is_remembered_as_such(tiny, corpus, tmp_path, monkeypatch):

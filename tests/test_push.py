@@ -181,8 +181,8 @@ HASHES = {"training_texts.npy", "validation_texts.npy"}
 
 
 def test_what_arrives_is_the_folder_but_for_what_is_private(best, hub, tmp_path, capsys):
-    """And it loads. Red: json_for_hub for the reports alone, or for the settings alone; HASHES sent;
-    a file that train.py did not write sent; the card of best/ sent; the weights left out."""
+    """And it loads. Red: json_for_hub without the settings, or without the reports; HASHES sent; a
+    file that train.py did not write sent; the card of best/ sent; the weights left out."""
     push(best, "--private")
     assert hub.private
     assert hub.commits == 1
