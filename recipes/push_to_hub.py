@@ -57,8 +57,9 @@ def push(config: PushConfig) -> None:
     token = get_token()
     if not (token or config.dry_run):
         raise UserError(f"--name {config.name}: no token; give one by hf auth login, or HF_TOKEN")
-    folder = Path(config.ckpt)
-    if not read_training_settings(folder) or not (folder / MANIFEST).is_file():
+    folder, manifest = Path(config.ckpt), Path(config.ckpt, MANIFEST)
+    before = manifest.read_bytes() if manifest.is_file() else b""
+    if not (read_training_settings(folder) and before):
         raise UserError(f"--ckpt {folder}: train.py did not write it; give the best/ of a training")
     card = card_for_hub(folder, Config, config.name)
     sent = {CARD: str(card).encode(), **json_for_hub(folder)}
@@ -72,7 +73,7 @@ def push(config: PushConfig) -> None:
         print(f"\n{card}")
         return
     with hub_explained(config.name):
-        print(f"sent: {send(config, token, files)}")
+        print(f"sent: {send(config, token, files, before)}")
 
 
 # ---------------------------------------------------------------- what goes and what stays
@@ -89,22 +90,21 @@ def sort_files(folder: Path, sent: dict[str, Path | bytes], with_hashes: bool) -
             stays[name] = "a report of other weights"
         elif name not in listed:
             stays[name] = "train.py did not write it"
-        elif has_hashes(path) and not with_hashes:
+        elif not with_hashes and (name in FILES or (".npz" in name and "hashes" in np.load(path))):
             stays[name] = "its hashes tell whether a text was trained on (--with_hashes)"
         else:
             sent[name] = path
     return stays
 
 
-def has_hashes(path: Path) -> bool:
-    return path.name in FILES or (path.suffix == ".npz" and "hashes" in np.load(path))
-
-
 # ---------------------------------------------------------------- the Hub
 
 
-def send(config: PushConfig, token: str, files: list[CommitOperationAdd]) -> str:
-    """The address of the commit. All files are in one: nobody sees half of them."""
+def send(config: PushConfig, token: str, files: list[CommitOperationAdd], before: bytes) -> str:
+    """The address of the commit. All files are in one: nobody sees half of them.
+
+    `before`: the manifest from which they were chosen. Raises `UserError` if it is another now.
+    """
     api, info = HfApi(token=token), None
     with contextlib.suppress(RepositoryNotFoundError):
         info = api.model_info(config.name)
@@ -115,16 +115,17 @@ def send(config: PushConfig, token: str, files: list[CommitOperationAdd]) -> str
             "name, or --overwrite to replace them all (its history keeps them)"
         )
     if info and config.private and not info.private:
-        raise UserError(
-            f"--private: {config.name} is public; make it private there, or leave it so"
-        )
+        raise UserError(f"--private: {config.name} is public; make it private there, or leave it")
     if not info:
         api.create_repo(config.name, private=config.private or None)  # None: as the account has it
     gone = there - {file.path_in_repo for file in files}
     changes = [*files, *map(CommitOperationDelete, sorted(gone))]
-    message, before = "Model, card and scores", info and info.sha  # refused if another came between
-    done = api.create_commit(config.name, changes, commit_message=message, parent_commit=before)
-    return done.commit_url
+    api.preupload_lfs_files(config.name, files)  # may take long
+    if Path(config.ckpt, MANIFEST).read_bytes() != before:
+        raise UserError(f"--ckpt {config.ckpt}: a training replaced it meanwhile; give it again")
+    # With its parent: refused if somebody else's came meanwhile, whose files are not in `there`.
+    about = {"commit_message": "Model, card and scores", "parent_commit": info and info.sha}
+    return api.create_commit(config.name, changes, **about).commit_url
 
 
 @contextlib.contextmanager
@@ -140,10 +141,8 @@ def hub_explained(name: str):
         ) from None
 
 
-REMEDIES = {
-    401: "give a token that is valid by hf auth login, or HF_TOKEN",
-    403: "give a token that may write there (huggingface.co/settings/tokens), or your own name",
-}
+WRITING = "give a token that may write there (huggingface.co/settings/tokens), or your own name"
+REMEDIES = {401: "give a token that is valid by hf auth login, or HF_TOKEN", 403: WRITING}
 
 
 if __name__ == "__main__":

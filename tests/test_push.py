@@ -7,9 +7,11 @@ import functools
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,6 +41,7 @@ class Hub:
     commits: int = 0
     asked: list[str] = dataclasses.field(default_factory=list)
     fails: dict[str, int] = dataclasses.field(default_factory=dict)  # part of a route -> status
+    meanwhile: Callable = lambda: None  # called when a large file comes
     stored: dict[str, bytes] = dataclasses.field(default_factory=dict)  # large files, by SHA-256
 
 
@@ -68,6 +71,7 @@ class Routes(BaseHTTPRequestHandler):
         if status:
             self.answer({"error": "no,\nreally not"}, status)
         elif path.startswith("/stored/"):
+            hub.meanwhile()
             hub.stored[path.split("/")[-1]] = body
             self.answer({})
         else:
@@ -220,7 +224,7 @@ def test_what_arrives_is_the_folder_but_for_what_is_private(best, hub, tmp_path,
 
 
 def test_hashes_go_if_asked_for_also_those_of_a_validation(best, hub, tmp_path):
-    """Red: has_hashes by name alone; without `with_hashes`."""
+    """Red: sort_files that goes by names alone; one without `with_hashes`."""
 
     def fill(folder: Path) -> None:
         for path in best.iterdir():
@@ -263,6 +267,15 @@ def test_an_empty_repository_is_filled(best, hub):
     push(best)
     assert hub.commits == 1
     assert "POST /api/repos/create" not in hub.asked
+
+
+def test_a_model_that_a_training_replaces_meanwhile_is_not_sent(best, hub, tmp_path):
+    """Its weights would be beside the card of others. Red: send without its look at `before`."""
+    shutil.copytree(best, tmp_path / "best")
+    hub.meanwhile = lambda: write_folder(tmp_path / "best", lambda new: (new / "x").touch())
+    with pytest.raises(UserError, match="a training replaced it meanwhile"):
+        push(tmp_path / "best")
+    assert hub.commits == 0
 
 
 def test_a_dry_run_needs_no_token_and_no_network(best, monkeypatch, capsys):
