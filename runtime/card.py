@@ -239,7 +239,7 @@ def describe_model(
         step=scored[0].scores["step"],
         seen="".join(map(describe_also_in, scored)),
         command=textwrap.indent(training_command(settings, flags), "    "),
-        machine="{hardware}; {processes} process(es) on {device}".format(**machine),
+        machine="{hardware}; processes: {processes}, on {device}".format(**machine),
         versions=", ".join(f"{name} {of}" for name, of in machine["versions"].items()),
         python=machine["python"],
         commit=machine["commit"],
