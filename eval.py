@@ -50,7 +50,7 @@ from report.thresholds import (
     read_min_probability,
     read_validation_of,
 )
-from runtime.checkpoint import checksum, read_training_settings
+from runtime.checkpoint import read_training_settings, sum_of_weights
 from runtime.draw import sample
 from runtime.environment import describe_environment
 from runtime.formats import format_of, stem_of
@@ -163,7 +163,7 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     digest = hashlib.sha256(texts.hashes.tobytes() + texts.labels.tobytes()).hexdigest()
     identity = split.settings | {
         "texts": digest[:16],
-        "weights": checksum(classifier.folder, classifier.weights),
+        "weights": sum_of_weights(classifier.folder, classifier.weights),
     }
     path = report_path(config, classifier)
     refuse_to_replace(path, identity, config.overwrite)

@@ -254,6 +254,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     settings = settings or checkpoint.settings_of(config, accelerator)
     # Now, because the files of the project may be edited while the run lasts.
     environment = on_main(lambda: describe_environment(accelerator))
+    environment["local_model"] = Path(config.model).exists()  # or else it is a name on the Hub
     with one_goes_first():  # the others find what was downloaded and tokenized
         locate(config.dataset, "--dataset", config.dataset_revision)  # raises for a wrong path
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)

@@ -4,8 +4,6 @@ In: logits and true classes of a split. Out: a dict that is saved as JSON. Indep
 data sets, files, words for people. `evaluate` and scikit-learn take seconds to import.
 """
 
-import math
-
 import datasets
 import evaluate
 import numpy as np
@@ -18,6 +16,7 @@ from sklearn.metrics import (
 )
 
 from report.predictions import Predicted
+from runtime.intervals import wilson
 
 
 class ClassificationReport(evaluate.Metric):
@@ -57,14 +56,6 @@ class ClassificationReport(evaluate.Metric):
 def ratio(part, whole) -> float:
     """part / whole, and 0 for 0 / 0, as scikit-learn has it for a class that is never predicted."""
     return float(part) / float(whole) if whole else 0.0
-
-
-def wilson(accuracy: float, examples: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which holds near 1 too."""
-    centre = accuracy + z * z / (2 * examples)
-    spread = z * math.sqrt(accuracy * (1 - accuracy) / examples + z * z / (4 * examples * examples))
-    scale = 1 + z * z / examples
-    return (centre - spread) / scale, (centre + spread) / scale
 
 
 def make_report(scores, predicted: Predicted, names: list[str]) -> dict:

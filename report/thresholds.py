@@ -15,10 +15,11 @@ from transformers import AutoConfig
 
 from report.predictions import Predicted
 from report.terminal import show_thresholds
-from runtime.checkpoint import VALIDATION, checksum, read_training_settings
+from runtime.checkpoint import VALIDATION, read_training_settings, sum_of_weights
 from runtime.flags import UserError
 from runtime.heads import read_class_names
 from runtime.hub import find_checkpoint, load_pretrained, weight_files
+from runtime.intervals import wilson
 
 THRESHOLDS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 STORED = "threshold.json"
@@ -38,8 +39,6 @@ def read_validation_of(folder: Path) -> Predicted | None:
 def coverage(validation: Predicted, threshold: float) -> dict:
     """Of the texts whose predicted class has that probability or more: how many there are, and what
     share is right, in all and of those predicted as each class."""
-    from report.metrics import wilson  # not at the top: seconds
-
     sure = validation.probabilities().max(1) >= threshold
     right, texts = validation.right[sure], int(sure.sum())
     of_class = [right[validation.classes[sure] == c] for c in range(validation.logits.shape[1])]
@@ -107,7 +106,7 @@ def choose_threshold(config) -> None:
     show_thresholds(coverage_table(validation), names, len(validation.labels))
     if config.store_threshold is not None:
         weights = {file: file.stat() for file in weight_files(folder)}
-        store_threshold(folder, config.store_threshold, validation, checksum(folder, weights))
+        store_threshold(folder, config.store_threshold, validation, sum_of_weights(folder, weights))
         print(f"{config.store_threshold} is stored there; --min_probability stored applies it")
 
 
@@ -120,7 +119,9 @@ def read_min_probability(config, classifier) -> float:
                 f"{classifier.folder / STORED} is not applied; --min_probability stored applies it"
             )
         return 0.0
-    threshold = read_threshold(classifier.folder, checksum(classifier.folder, classifier.weights))
+    threshold = read_threshold(
+        classifier.folder, sum_of_weights(classifier.folder, classifier.weights)
+    )
     if threshold is None:
         raise UserError(
             f"--min_probability stored: {classifier.folder} has none; give a number, or store one "

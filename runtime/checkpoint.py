@@ -5,7 +5,6 @@ saved. Independent of: when to save, and what a step does.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from functools import partial
@@ -14,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from huggingface_hub import ModelCardData
 from safetensors.torch import load_file, save_file
 
+from runtime.card import VALIDATED, checksum, make_card
 from runtime.engines import gather_moments, gather_weights, scatter_state
 from runtime.flags import UserError, changed_settings
 from runtime.folders import (
@@ -26,7 +25,6 @@ from runtime.folders import (
     newest_whole,
     remove_folder,
     require_room,
-    sha256_of,
     spare_of,
     verify_folder,
     write_folder,
@@ -97,15 +95,17 @@ def save_best(run, scores: dict, logits: torch.Tensor) -> None:
     Args:
         scores, logits: of the validation that chose this step.
     """
+    # Not from run.settings: resumed on another number of processes, a run has other batch flags.
+    flags = vars(run.config) | {"mixed_precision": run.accelerator.mixed_precision}
     # Without --overwrite: whoever gives this file as --config repeats the run, and deletes nothing.
-    flags = {name: run.settings[name] for name in vars(run.config) if name != "overwrite"}
+    flags.pop("overwrite")
     validation = {
         "step": run.progress.step,
         **scores,
         "precision": run.accelerator.mixed_precision,
         "device": run.accelerator.device.type,
     }
-    files = {SETTINGS: flags | {"environment": run.environment}, "validation.json": validation}
+    files = {SETTINGS: flags | {"environment": run.environment}, VALIDATED: validation}
     with run.monitor.clock_stopped():
         weights = gather_weights(run.accelerator, run.model)
         model = run.accelerator.unwrap_model(run.model)
@@ -118,6 +118,7 @@ def save_best(run, scores: dict, logits: torch.Tensor) -> None:
             run.seen,
             {"logits": logits.numpy()} | {name: of.to_numpy() for name, of in of_texts.items()},
             files,
+            type(run.config),
         )
         on_main(lambda: write_folder(run.output / "best", fill, weight_bytes(run.settings)))
 
@@ -129,6 +130,7 @@ def fill_best(
     seen: Seen,
     validation: dict[str, np.ndarray],
     files: dict[str, dict],
+    flags: type,
     folder: Path,
 ) -> None:
     model.save_pretrained(folder, state_dict=weights)
@@ -141,41 +143,7 @@ def fill_best(
     np.savez(folder / VALIDATION, **validation)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
-    card = model_card(**files[SETTINGS], **files["validation.json"])
-    (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def model_card(model: str, dataset: str, truncation: str, **of) -> str:
-    """The text of `best/README.md`. Args: all flags; what validation.json holds."""
-    on_hub = {name: None if Path(name).exists() else name for name in (model, dataset)}
-    data = ModelCardData(
-        base_model=on_hub[model],
-        datasets=on_hub[dataset] and [dataset],
-        library_name="transformers",
-        pipeline_tag="text-classification",
-        metrics=["accuracy"],
-    )
-    note = HEAD_TAIL_NOTE if truncation == "head_tail" else ""
-    text = MODEL_CARD.format(model=model, dataset=dataset, note=note, **of)
-    return f"---\n{data.to_yaml()}\n---\n{text}"
-
-
-MODEL_CARD = """`{model}` fine-tuned on `{dataset}`, learning rate {learning_rate}, seed {seed}.
-
-    from transformers import pipeline
-    classify = pipeline("text-classification", FOLDER, truncation=True)
-
-FOLDER is the one that this file is in. Texts are cut at {max_length} tokens.{note}
-
-Step {step}: accuracy {accuracy:.4f}, loss {loss:.4f} on {examples} texts for validation; that
-accuracy chose the step. `training_config.json` holds every setting. For the
-accuracy on other texts run `python eval.py --ckpt FOLDER --dataset TEXTS`; without `--dataset` it
-takes the test split of what the model was trained on, if there is one.
-"""
-
-HEAD_TAIL_NOTE = """ The model was trained on
-the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
-pipeline keeps the start alone."""
+    (folder / CARD).write_text(str(make_card(folder, flags)), encoding="utf-8")
 
 
 def unshare_memory(tensors: dict) -> dict:
@@ -278,7 +246,7 @@ def restore_best(best: Path, step: int) -> None:
     """
 
     def of_step(copy: Path) -> bool:
-        return json.loads((copy / "validation.json").read_text(encoding="utf-8"))["step"] == step
+        return json.loads((copy / VALIDATED).read_text(encoding="utf-8"))["step"] == step
 
     if step and newest_whole(best, of_step) is None:
         raise UserError(f"{best} is gone; restore it, or start anew with --overwrite")
@@ -392,14 +360,17 @@ def read_training_settings(folder: Path) -> dict:
         raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None
 
 
-def checksum(folder: Path, weights: dict[Path, os.stat_result]) -> str:
-    """Of the files that were loaded. Raises `UserError` if they were replaced since."""
-    sums = []
+def sum_of_weights(folder: Path, weights: dict[Path, os.stat_result]) -> str:
+    """The checksum of the files that were loaded. Raises `UserError` if they were replaced since.
+
+    Args:
+        weights: taken before they were loaded.
+    """
+    found = checksum(weights)
     for file, then in weights.items():
-        sums.append(sha256_of(file))
         now = file.stat()
         if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
             raise UserError(
                 f"--ckpt {folder}: a training replaced it meanwhile; start eval.py again"
             )
-    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return found

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_rows, train_small, write_csv
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from sklearn import metrics
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 import eval as evaluation
-from config import Config, EvalConfig
-from runtime.checkpoint import checksum, model_card
+from config import EvalConfig
+from runtime.checkpoint import sum_of_weights
 from runtime.flags import UserError
 from runtime.folders import write_folder
 from runtime.hub import weight_files
@@ -79,45 +79,6 @@ def test_scikit_learn_finds_the_report_in_the_predictions(bests, corpus, tmp_pat
     assert [report["classes"][name]["f1"] for name in names] == pytest.approx(
         metrics.f1_score(true, predicted, labels=names, average=None)
     )
-
-
-# ---------------------------------------------------------------- the model card
-
-VALIDATION = {"step": 5, "accuracy": 0.5, "loss": 0.7, "examples": 45}
-
-
-def read_card(**flags) -> ModelCard:
-    return ModelCard(model_card(**{**vars(Config(**flags)), **VALIDATION}))
-
-
-def test_the_card_of_a_model_names_what_is_on_the_hub_alone(tiny, corpus):
-    """Red: the names of local folders left in `base_model` and `datasets`."""
-    fields = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-classification",
-        "metrics": ["accuracy"],
-    }
-    hub = {"base_model": "owner/model", "datasets": ["owner/set"]}
-    card = read_card(model="owner/model", dataset="owner/set")
-    assert card.data.to_dict() == fields | hub
-    card = read_card(model=str(tiny), dataset=str(corpus))
-    assert card.data.to_dict() == fields
-    assert f"`{tiny}` fine-tuned on `{corpus}`" in card.text
-
-
-@pytest.mark.parametrize("name", ["no: [list]", '"', "#", "- x", "{}", "null", "*a", "x\n---\ny"])
-def test_no_name_breaks_the_fields_of_a_card(name):
-    """Red: the fields written with an f-string, as `base_model: {model}`."""
-    data = read_card(model=name, dataset=name).data
-    assert (data.base_model, data.datasets) == (name, [name])
-
-
-def test_a_card_shows_the_call_and_says_where_it_cuts_otherwise():
-    """Red: no note for head_tail; the note for all."""
-    for truncation in ("head", "tail", "head_tail"):
-        text = read_card(truncation=truncation).text
-        assert 'pipeline("text-classification", FOLDER, truncation=True)' in text
-        assert ("Only eval.py cuts like this" in text) == (truncation == "head_tail")
 
 
 # ---------------------------------------------------------------- who may read it
@@ -194,7 +155,7 @@ def test_a_classifier_of_another_program_answers_as_in_a_pipeline(foreign):
 @pytest.mark.parametrize("kind", ["in pieces", "pickled"])
 def test_weights_are_read_from_every_kind_of_file(kind, foreign, corpus):
     """And a report knows them by a checksum of all. Red: `weight_files` without its other patterns;
-    checksum of the first file alone."""
+    sum_of_weights of the first file alone."""
     whole = logits_of(foreign)
     model = AutoModelForSequenceClassification.from_pretrained(foreign)
     (foreign / "model.safetensors").unlink()
@@ -206,12 +167,12 @@ def test_weights_are_read_from_every_kind_of_file(kind, foreign, corpus):
     assert (len(files) > 1) == (kind == "in pieces")
     assert torch.equal(logits_of(foreign), whole)
     classifier = evaluation.open_classifier(EvalConfig(ckpt=str(foreign), num_threads=1))
-    before = checksum(classifier.folder, classifier.weights)
+    before = sum_of_weights(classifier.folder, classifier.weights)
     files[-1].write_bytes(files[-1].read_bytes() + b" ")
     with pytest.raises(UserError, match="a training replaced it meanwhile"):
-        checksum(classifier.folder, classifier.weights)
+        sum_of_weights(classifier.folder, classifier.weights)
     classifier.weights[files[-1]] = files[-1].stat()
-    assert checksum(classifier.folder, classifier.weights) != before
+    assert sum_of_weights(classifier.folder, classifier.weights) != before
 
 
 def test_a_name_on_the_hub_is_a_classifier_too(foreign, tmp_path, monkeypatch, corpus):

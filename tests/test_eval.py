@@ -24,11 +24,12 @@ import train
 from config import EvalConfig
 from data import Collator, eval_batches, tokenize
 from model import load_tokenizer, predict, score
-from report.metrics import make_report, wilson
+from report.metrics import make_report
 from report.predictions import Predicted
 from runtime import folders
 from runtime.checkpoint import read_training_settings
 from runtime.flags import UserError
+from runtime.intervals import wilson
 from runtime.processes import keep_freed_memory
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table

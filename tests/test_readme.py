@@ -63,6 +63,8 @@ def test_every_name_on_a_page_exists(page):
     others = {"logdir", "machine_rank", *launchers}
     for script in (ROOT / "bench").glob("*.py"):
         others |= set(re.findall(r'"--(\w+)"', script.read_text()))
+    for recipe in (ROOT / "recipes").glob("*.py"):
+        others |= set(re.findall(r"^    (\w+): .+ = flag\(", recipe.read_text(), re.M))
     for flag in re.findall(r"(?<![\w-])--([a-z]\w+)", text):
         assert flag in flags | others, flag
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):

@@ -13,7 +13,7 @@ from conftest import ROOT, make_rows, write_csv
 
 RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
-RUNTIME += ["engines", "checkpoint", "board", "monitor"]
+RUNTIME += ["intervals", "card", "engines", "checkpoint", "board", "monitor"]
 REPORT = ["files", "asked", "terminal", "predictions", "metrics", "calibration", "comparison"]
 REPORT += ["thresholds", "texts", "look", "findings", "plots", "history", "page"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.

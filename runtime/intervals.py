@@ -1,0 +1,14 @@
+"""How far a share that was counted on some texts may be from that on all texts like them.
+
+In: a share and how many it was counted on. Out: two bounds. Independent of: what was counted.
+"""
+
+import math
+
+
+def wilson(accuracy: float, examples: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which holds near 1 too."""
+    centre = accuracy + z * z / (2 * examples)
+    spread = z * math.sqrt(accuracy * (1 - accuracy) / examples + z * z / (4 * examples * examples))
+    scale = 1 + z * z / examples
+    return (centre - spread) / scale, (centre + spread) / scale
