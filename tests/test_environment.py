@@ -86,13 +86,13 @@ def test_a_full_output_ends_neither_a_training_nor_an_evaluation(tiny, corpus, t
 
 
 def test_a_report_is_on_the_disk_before_it_is_printed(tiny, corpus, tmp_path, monkeypatch):
-    """Red: `show` before the write in report_on_test."""
+    """Red: `show` before the write in report_on_split."""
     import train
-    from report import metrics
+    from report import terminal
 
     train.main(small_run(tiny, corpus, tmp_path / "run")[1:])
     report = tmp_path / "report.json"
-    monkeypatch.setattr(metrics, "show", lambda _: seen.append(report.exists()))
+    monkeypatch.setattr(terminal, "show", lambda _: seen.append(report.exists()))
     seen = []
     evaluation.main([f"--ckpt={tmp_path / 'run' / 'best'}", f"--report={report}"])
     assert seen == [True]
