@@ -22,11 +22,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from accelerate.state import AcceleratorState
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.common import write_json
-from bench.compare import right
+from config import EvalConfig
+from eval import load_split, open_classifier
 from runtime.environment import describe_machine
 from runtime.flags import UserError
 from runtime.processes import run_command
@@ -54,10 +56,18 @@ def measure(arm: str, seed: int, folder: Path, flags: list[str], texts: int) -> 
         begun = time.perf_counter()
         if not (folder / "best" / "training_config.json").exists():
             train_arm(arm, seed, folder, flags)
-        np.save(result, right(str(folder / "best"), texts)[0].numpy())
+        np.save(result, right(str(folder / "best"), texts))
         seconds = time.perf_counter() - begun
         print(f"{arm}, seed {seed}: {np.load(result).mean():.4f} ({seconds:.0f} s)", flush=True)
     return np.load(result)
+
+
+def right(folder: str, samples: int | None) -> np.ndarray:
+    """(texts,) booleans: which of the test split are classified correctly."""
+    AcceleratorState._reset_state()  # each checkpoint in the precision of its own training
+    config = EvalConfig(ckpt=folder, max_test_samples=samples)
+    classifier = open_classifier(config)
+    return classifier.predict_split(load_split(config, classifier).texts).right
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict:

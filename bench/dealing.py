@@ -25,6 +25,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -40,6 +41,7 @@ from config import Config
 from data import Collator, eval_batches
 from model import predict, score
 from report.metrics import make_report
+from report.predictions import Predicted
 from runtime.engines import make_accelerator
 from runtime.environment import describe_machine
 from runtime.processes import run_command
@@ -207,7 +209,9 @@ def evaluations(run) -> list[dict]:
 
 
 def report_on(logits, labels) -> dict:
-    return make_report(score(logits, labels), logits.argmax(-1), labels, ["negative", "positive"])
+    nothing = np.zeros(len(labels), dtype=int)  # lengths, which are not compared
+    predicted = Predicted(logits.numpy(), labels.numpy(), nothing, nothing > 0)
+    return make_report(score(logits, labels), predicted, ["negative", "positive"])
 
 
 # ---------------------------------------------------------------- the command

@@ -4,7 +4,7 @@
 
 The texts, the initial weights, the batch size, the schedule and the number of steps are those of
 train.py; the loop, the order of the texts and their padding are Trainer's. Writes DIR/best at the
-last step (nothing is chosen by validation), for eval.py and bench/compare.py, and in it
+last step (nothing is chosen by validation), for eval.py, and in it
 validation.json: the accuracy on the validation split and the seconds of training.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     begun = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - begun
-    scores = evaluate(run, run.validation_set, "validation")
+    scores, _ = evaluate(run, run.validation_set, "eval")
     trainer.save_model(str(best))
     run.tokenizer.save_pretrained(best)
     settings = {name: run.settings[name] for name in dataclasses.asdict(config)}
