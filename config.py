@@ -57,7 +57,7 @@ class Config:
     # Model
     model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of an encoder")
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
-    keep_head: bool = flag(False, "start from the head of --model too, if it has these classes")
+    keep_head: bool = flag(False, "start from the head of --model, too, and keep its classes")
     max_length: int = flag(512, "tokens kept of a text", AT_LEAST_1)
     truncation: str = flag(
         "head",

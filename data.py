@@ -32,6 +32,7 @@ from transformers import DataCollatorWithPadding
 
 from runtime.cache import cached_rows
 from runtime.draw import sample, split_validation
+from runtime.heads import kept_classes
 from runtime.hub import fetch_files
 from runtime.notes import (
     describe_absent,
@@ -41,6 +42,7 @@ from runtime.notes import (
     describe_largest,
     describe_overlap,
     describe_repeats,
+    describe_unknown,
 )
 from runtime.processes import run_command
 from runtime.seen import FILES, SETTINGS, Seen, read_seen
@@ -70,6 +72,7 @@ def load_splits(config, tokenizer) -> Splits:
     ]
     notes += describe_pairs(train.text_columns, tokenizer)
     notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
+    notes += describe_unknown(*(column(ids[0], name).to_numpy() for name in ("unknown", "length")))
     seen = what_model_has_seen(config).and_then(train, validation)
     return Splits(*ids, train.names, seen, notes)
 
@@ -77,7 +80,9 @@ def load_splits(config, tokenizer) -> Splits:
 def choose_texts(config) -> tuple[LabelledTexts, LabelledTexts, list[str]]:
     """(The texts to train on, those to validate on, lines for the user.)"""
     columns = config.text_column, config.label_column
-    texts = label_rows(read_training(config), *columns, drop_invalid=config.drop_invalid)
+    texts = label_rows(
+        read_training(config), *columns, kept_classes(config), drop_invalid=config.drop_invalid
+    )
     notes = [*texts.notes, describe_classes(texts), describe_repeats(texts)]
     start = what_model_has_seen(config)
     if start.text_column and (why := start.why_unknown(texts.text_columns)):
@@ -110,8 +115,9 @@ def what_model_has_seen(config) -> Seen:
 
 
 def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) -> Dataset:
-    """Columns `input_ids` (at most `max_length` of them), `length`, `labels`, and `cut`: whether
-    there were more; for pairs of texts also `token_type_ids`, if the model has them.
+    """Columns `input_ids` (at most `max_length` of them), `length`, `labels`, `cut`: whether there
+    were more, and `unknown`: how many are of words that the tokenizer does not know; for pairs of
+    texts also `token_type_ids`, if the model has them.
 
     They are cached on the disk, under what they depend on: the texts themselves, not the name or
     date of a file. The key is computed here, because that of the `datasets` library includes the
@@ -121,7 +127,7 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
     clear_last_call(tokenizer)  # so that the key does not depend on earlier calls
     state = type(tokenizer).__name__, tokenizer.backend_tokenizer.to_str()
     about = *state, tokenizer.model_input_names, len(texts.text_columns), max_length, truncation
-    about = *about, "cut"  # since that column is there
+    about = *about, "cut", "unknown"  # since these columns are there
     key = hashlib.sha256(repr(about).encode())
     key.update(texts.content.encode())  # not the hashes, to which white space is all the same
     key.update(texts.rows.tobytes())
@@ -133,7 +139,7 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
             columns = encode(chunk, tokenizer, max_length, truncation)
             labels = texts.labels[done : done + len(chunk)]
             kinds = {name: pa.list_(pa.int32()) for name in columns}
-            kinds |= {"length": pa.int64(), "cut": pa.bool_()}
+            kinds |= {"length": pa.int64(), "cut": pa.bool_(), "unknown": pa.int64()}
             columns = {name: pa.array(rows, kinds[name]) for name, rows in columns.items()}
             yield pa.table(columns | {"labels": labels})
             done += len(chunk)
@@ -142,8 +148,8 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
 
 
 def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation: str) -> dict:
-    """`input_ids`, `length` and `cut` of each text or pair; for pairs `token_type_ids`, if the
-    model has them."""
+    """`input_ids`, `length`, `cut` and `unknown` of each text or pair (see `tokenize`); for pairs
+    `token_type_ids`, if the model has them."""
     set_truncation_side(tokenizer, truncation)
     cut_later = truncation == "head_tail"  # no tokenizer cuts in the middle
     limit = {} if cut_later else {"truncation": True, "max_length": max_length}
@@ -168,7 +174,11 @@ def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation:
         bool(each.overflowing) or len(each) > max_length  # of the tokenizer's cut, and of ours
         for each in encoded.encodings
     ]
-    return {**encoded, "input_ids": ids, "length": list(map(len, ids)), "cut": cut}
+    ends = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    known = tokenizer.unk_token_id in ends  # GPT-2's, which knows every byte
+    unknown = [0 if known else row.count(tokenizer.unk_token_id) for row in ids]
+    lengths = list(map(len, ids))
+    return {**encoded, "input_ids": ids, "length": lengths, "cut": cut, "unknown": unknown}
 
 
 def cut_middle(ids: list[int], max_length: int) -> list[int]:
@@ -281,7 +291,7 @@ def make_loader(data: Dataset, batches, collator) -> DataLoader:
     It has a generator of its own: without one, it would draw its seed from torch's global
     generator, and an evaluation would change every dropout mask after it (pytorch#122697).
     """
-    columns = [name for name in data.column_names if name not in ("length", "cut")]
+    columns = [name for name in data.column_names if name not in ("length", "cut", "unknown")]
     return DataLoader(
         data.select_columns(columns),
         batch_sampler=batches,
@@ -338,12 +348,14 @@ def look_at(config: LookConfig) -> None:
         check_new("--json", Path(config.json), config.overwrite, "baselines")
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
+    unknown, of_train = count_tokens(train, tokenizer, config.truncation)
     lengths = {
-        "train": count_tokens(train, tokenizer, config.truncation),
-        "validation": count_tokens(validation, tokenizer, config.truncation),
+        "train": of_train,
+        "validation": count_tokens(validation, tokenizer, config.truncation)[1],
     }
-    notes += describe_pairs(train.text_columns, tokenizer)
+    notes += describe_pairs(train.text_columns, tokenizer) + describe_unknown(unknown, of_train)
     look = examine(train, validation, lengths, config.max_length)
+    look["unknown_tokens"] = float(unknown.sum() / of_train.sum())
     if config.json:
         Path(config.json).write_text(json.dumps(look, indent=1) + "\n", encoding="utf-8")
     for line in notes:
@@ -354,10 +366,10 @@ def look_at(config: LookConfig) -> None:
 
 
 def count_tokens(texts: LabelledTexts, tokenizer, truncation: str) -> np.ndarray:
-    """(texts,) tokens of each, not cut, with those that the tokenizer adds."""
+    """(2, texts): unknown tokens, and all of them, not cut, with those that the tokenizer adds."""
     uncut = 2**31  # no text is as long
-    chunks = [encode(chunk, tokenizer, uncut, truncation)["length"] for chunk in texts.chunks()]
-    return np.concatenate(chunks)
+    encoded = (encode(chunk, tokenizer, uncut, truncation) for chunk in texts.chunks())
+    return np.concatenate([[ids["unknown"], ids["length"]] for ids in encoded], axis=1)
 
 
 if __name__ == "__main__":

@@ -305,7 +305,8 @@ def load_split(config: EvalConfig, classifier: Classifier) -> Split:
     if config.split == "validation":
         return load_validation(classifier, known)
     settings = choose_test(config, classifier.trained)
-    test, seen = load_test(settings, known, classifier.names, config.drop_invalid)
+    drop_invalid = config.drop_invalid or classifier.trained.get("drop_invalid", False)
+    test, seen = load_test(settings, known, classifier.names, drop_invalid)
     said = describe_seen(known, seen, test, classifier.folder)
     return Split(test, settings, seen, (*test.notes, said))
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.pytorch_utils import Conv1D
 
 from runtime.flags import UserError
-from runtime.heads import describe_head, draw_head, has_head, match_classes, order_rows
+from runtime.heads import describe_head, draw_head, has_head
 from runtime.hub import load_pretrained, require_weights
 from runtime.probe import made_up_texts, position_limit, require_sound
 from runtime.tokenizer import check_tokenizer, keep_end_token_out
@@ -63,13 +63,12 @@ def load_model(config, label_names: list[str], tokenizer):
     """(`config.model` as a classifier of those labels in float32, lines for the user.)
 
     Its head is a new one, drawn from torch's global generator; with `config.keep_head` its own,
-    whose rows are matched by name. Weights are float32 whatever the file holds: a bfloat16 weight
-    near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the encoder that its
-    config.json describes.
+    whose classes the labels then are (`kept_classes`). Weights are float32 whatever the file holds:
+    a bfloat16 weight near 1 cannot take a step of 1e-5. Raises `UserError` for a file without the
+    encoder that its config.json describes.
     """
     name = config.model
     model_config = load_pretrained(AutoConfig, name, config.revision)
-    order = match_classes(model_config, label_names, f"--model {name}") if config.keep_head else []
     model = load_classifier(
         name,
         tokenizer,
@@ -80,9 +79,7 @@ def load_model(config, label_names: list[str], tokenizer):
         problem_type="single_label_classification",
         **changed_fields(model_config, config),
     )
-    if order:
-        order_rows(model, order)
-    elif has_head(model_config):
+    if has_head(model_config) and not config.keep_head:
         draw_head(model)
     freeze_unused(model, made_up_texts(tokenizer)[1])
     if config.gradient_checkpointing:

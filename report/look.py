@@ -111,7 +111,7 @@ def show_look(look: dict) -> None:
     texts, limit = look["texts"], look["max_length"]
     width = max(map(len, [*look["classes"], "all texts"]))
     head = f"{'':{width}}  {'train':>9} {'':6}  {'validation':>10} {'':6}"
-    print(f"{head}  median tokens  cut at {limit}")
+    print(f"{head}  median tokens  cut at {limit} (train)")
     whole = {**texts, "median_tokens": look["tokens"]["50%"], "cut": look["cut"]["train"]}
     for name, row in [*look["classes"].items(), ("all texts", whole)]:
         sides = "  ".join(
@@ -124,8 +124,8 @@ def show_look(look: dict) -> None:
     print(f"tokens of a training text, percentiles: {percentiles}")
     repeats = look["repeats"]
     print(
-        f"texts that occur more than once: {repeats['texts']:,}, in {repeats['rows']:,} rows; with "
-        f"different labels: {repeats['contradictions']:,}"
+        f"texts of both that occur more than once: {repeats['texts']:,}, in {repeats['rows']:,} "
+        f"rows; with different labels: {repeats['contradictions']:,}"
     )
     print(f"validation texts that are trained on, too: {look['in_both']:,}")
     largest, words = look["baselines"]["largest_class"], look["baselines"]["bag_of_words"]

@@ -78,7 +78,8 @@ def count_seen(texts: LabelledTexts, known: Seen, given: str) -> dict[str, int]:
     if either >= len(texts) / 2:
         raise UserError(
             f"{given}: {either:,} of the {len(texts):,} texts are among those that the model was "
-            "trained or validated on; give --dataset TEST_FILE, or another split"
+            "trained or validated on; give --dataset TEST_FILE, or another split (--split "
+            "validation evaluates those that chose the step)"
         )
     return {"training": int(trained.sum()), "validation": int(validated.sum())}
 

@@ -1,15 +1,15 @@
 """The classification head that a model brings: whose it is, and what becomes of it.
 
-In: a model's configuration, the data's class names. Out: a new head, or the model's own with its
-rows in the order of the data's names; lines for the user. Independent of: how a model is loaded.
+In: a model's configuration. Out: a new head, or the classes of the model's own; lines for the user.
+Independent of: how the weights are loaded.
 """
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from runtime.flags import UserError
-from runtime.tables import are_numbered
+from runtime.hub import load_pretrained
 
 
 def has_head(config) -> bool:
@@ -48,32 +48,17 @@ def describe_head(config, name: str, keep_head: bool) -> list[str]:
     return [f"--model {name} is a classifier: it gets a new head; --keep_head keeps its own"]
 
 
-def match_classes(config, names: list[str], given: str) -> list[int]:
-    """For each of `names` the number of the head's row of that name.
-
-    Raises `UserError` unless they are the names that the head has.
-    """
-    if not has_head(config):
-        raise UserError(f"--keep_head: {given} is an encoder without a head; leave it out")
-    require_one_label(config, f"--keep_head: {given}")
-    own = read_class_names(config, given)
-    if are_numbered(own) and names == [str(number) for number in range(len(own))]:
-        return list(range(len(own)))
-    if sorted(own) != sorted(names):
-        raise UserError(
-            f"--keep_head: {given} has the classes {', '.join(own)}, and the data "
-            f"{', '.join(names)}; leave it out, for a new head, or rename those in the data"
-        )
-    return [own.index(name) for name in names]
-
-
-@torch.no_grad()
-def order_rows(model: nn.Module, order: list[int]) -> None:
-    """Put the rows of the last layer in another order."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    last = [layer for layer in layers if layer.out_features == len(order)][-1]
-    for parameter in last.parameters():
-        parameter.copy_(parameter[order].clone())
+def kept_classes(config) -> list[str] | None:
+    """With --keep_head the classes of the head, in its order: those of the data must be among them,
+    and this month's data may lack some. Else None: the data's own."""
+    if not config.keep_head:
+        return None
+    given = f"--keep_head: --model {config.model}"
+    model_config = load_pretrained(AutoConfig, config.model, config.revision)
+    if not has_head(model_config):
+        raise UserError(f"{given} has no classification head; leave it out")
+    require_one_label(model_config, given)
+    return read_class_names(model_config, given)
 
 
 def draw_head(model: nn.Module) -> None:

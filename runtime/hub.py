@@ -183,9 +183,11 @@ def require_weights(model, report: dict, given: str, new_head: bool) -> None:
     `new_head`: weights outside the encoder may be missing or of another task; they start anew.
     """
     absent = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    inside = {key for key in absent if key.startswith(f"{model.base_model_prefix}.")}
     if new_head:  # many an encoder that was trained on masked words alone has no pooler either
-        encoder = f"{model.base_model_prefix}."
-        absent = {key for key in absent if key.startswith(encoder) and ".pooler." not in key}
+        absent = {key for key in inside if ".pooler." not in key}
+    if absent and not inside:
+        raise UserError(f"{given}: has no classification head; train it, and give its best/")
     if absent:
         remedy = "check its config.json" if new_head else "give the best/ that train.py wrote"
         raise UserError(

@@ -28,7 +28,8 @@ def describe_repeats(texts: LabelledTexts) -> str:
     if not repeats["texts"]:
         return "no text occurs twice"
     return (
-        f"{repeats['texts']:,} texts occur more than once, in {repeats['rows']:,} rows; "
+        f"{repeats['texts']:,} texts of {texts.table.source} occur more than once, in "
+        f"{repeats['rows']:,} rows; "
         f"{repeats['contradictions'] or 'none'} of them with different labels"
     )
 
@@ -56,6 +57,19 @@ def describe_cut(train: Dataset, validation: Dataset, max_length: int) -> str:
         f"warning: {line}; --truncation head_tail keeps the end of a text, too, and a larger "
         "--max_length more of it, if the model reads that much"
     )
+
+
+def describe_unknown(unknown: np.ndarray, lengths: np.ndarray) -> list[str]:
+    """A line on tokens that stand for words that the tokenizer does not know, if there are any; a
+    warning for a twentieth of all. Args: (texts,) each, of the training texts."""
+    share = unknown.sum() / lengths.sum()
+    if not share:
+        return []
+    texts = (unknown > 0).sum()
+    line = f"{share:.1%} of the tokens are unknown to the tokenizer, in {texts:,} texts"
+    if share < 0.05:
+        return [line]
+    return [f"warning: {line}: choose a --model that knows their language and script"]
 
 
 def describe_largest(validation: Dataset, names: list[str]) -> str:

@@ -370,7 +370,11 @@ def find_labels(
         notes.append(f"labels {', '.join(sorted(labels)[:5])} are taken as whole numbers")
         labels = whole
     if are_numbered(names) and (numbered := number_labels(labels, names, declared)):
-        notes.append(f"labels {', '.join(labels[:5])} are taken as {', '.join(numbered[:5])}")
+        pairs = sorted(zip(numbered, labels, strict=True))
+        said = ", ".join(f"{label} as {name}" for name, label in pairs[:20])
+        if names[0] not in numbered:
+            said += f"; none is {names[0]}: do these labels count from 1?"
+        notes.append(f"labels are taken by their number: {said}")
         labels = numbered
     if unknown := sorted(set(labels) - set(names)):
         raise UserError(

@@ -13,7 +13,10 @@ def check_tokenizer(tokenizer, config, given: str) -> None:
     if not tokenizer.is_fast:
         raise UserError(f"{given}: has no fast tokenizer; choose a model with tokenizer.json")
     if tokenizer.pad_token is None:
-        raise UserError(f"{given}: has no padding token; choose an encoder such as DistilBERT")
+        raise UserError(
+            f"{given}: has no padding token; give it one (tokenizer.pad_token = "
+            "tokenizer.eos_token, save_pretrained there), or choose a model such as DistilBERT"
+        )
     # For a folder without tokenizer files, transformers makes one that knows no word. And a token
     # outside the model's vocabulary would end the run at the first text that has it.
     vocabulary = tokenizer.get_vocab()

@@ -107,7 +107,7 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
     assert f"warning: {cut:.1%} of the texts are cut at 20 tokens; --truncation head_tail" in said
     texts, rows, different = repeats_of(train, validation)
     assert texts > different > 2
-    repeats = f"{texts} texts occur more than once, in {rows} rows; {different} of them with diff"
+    repeats = f"{texts} texts of uneven.csv occur more than once, in {rows} rows; {different} of"
     assert repeats in said
     assert f"'billing' for every text: right for {largest:.1%} of the validation" in said
     nothing = f"no more than its largest class ({largest:.4f}): nothing learnt yet"

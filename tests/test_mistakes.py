@@ -800,13 +800,12 @@ MODELS = [
     one(
         "keep_head of an encoder",
         "--keep_head",
-        "--keep_head: --model <tiny> is an encoder without a head; leave it out",
+        "--keep_head: --model <tiny> has no classification head; leave it out",
     ),
     one(
         "keep_head of other classes",
         ["--model=<tmp>/best", "--keep_head", "--dataset=<tmp>/x.csv"],
-        "--keep_head: --model <tmp>/best has the classes negative, positive, and the data no, yes; "
-        "leave it out, for a new head, or rename those in the data",
+        "--dataset <tmp>/x.csv: label 'no' is none of the classes; give one of negative, positive",
         {
             "x.csv": csv_of(*(f"w{n},{'yes' if n % 2 else 'no'}" for n in range(40))),
             "best/note": "",
@@ -822,7 +821,8 @@ MODELS = [
     model("tokenizer broken", f"cannot be loaded (...){WHOLE_FOLDER}", tokenizer="{bad"),
     model(
         "tokenizer without padding",
-        "has no padding token; choose an encoder such as DistilBERT",
+        "has no padding token; give it one (tokenizer.pad_token = tokenizer.eos_token, "
+        "save_pretrained there), or choose a model such as DistilBERT",
         tokenizer_config=edited(pad_token=None),
     ),
     model(
@@ -924,7 +924,8 @@ REVIEWS = "text,stars\nw1 w2,1\nw3,2\n"
 NO_CHECKPOINT = "; give the best/ folder that train.py wrote"
 TRAINED_ON = (
     ": 150 of the 150 texts are among those that the model was trained or validated on; "
-    "give --dataset TEST_FILE, or another split"
+    "give --dataset TEST_FILE, or another split "
+    "(--split validation evaluates those that chose the step)"
 )
 
 EVAL = [
@@ -990,8 +991,7 @@ EVAL = [
     one(
         "ckpt without a head",
         "--ckpt=<tiny>",
-        "--ckpt <tiny>: 4 of its weights are missing or of another size, such as "
-        "classifier.bias; give the best/ that train.py wrote",
+        "--ckpt <tiny>: has no classification head; train it, and give its best/",
     ),
     one(
         "ckpt without class names",

@@ -564,7 +564,34 @@ def test_numbers_are_the_classes_of_a_model_that_names_none(label, declared, tak
     texts = label_rows(table, "text", "label", ["LABEL_0", "LABEL_1"])
     assert texts.labels.tolist() == taken * 10
     if "LABEL_0" not in label:
-        assert any("are taken as LABEL_0, LABEL_1" in line for line in texts.notes)
+        first, second = declared or label
+        said = f"labels are taken by their number: {first} as LABEL_0, {second} as LABEL_1"
+        assert said in texts.notes
+
+
+def test_labels_that_count_from_1_are_asked_about(tmp_path):
+    """They are taken as they are. Red: no look at the first name in find_labels."""
+    rows = [(f"w{n}", str(1 + n % 2)) for n in range(20)]
+    table = read_table(str(write_csv(tmp_path / "x.csv", rows)), "test")
+    texts = label_rows(table, "text", "label", [f"LABEL_{n}" for n in range(3)])
+    assert any("none is LABEL_0: do these labels count from 1?" in line for line in texts.notes)
+
+
+def test_tokens_that_the_tokenizer_does_not_know_are_said(tiny, tmp_path):
+    """And warned of from a twentieth on. Red: describe_unknown left out of load_splits; tokens of
+    padding or ends counted."""
+    said = []
+    for word, rows in (("w3", 40), ("雨", 1), ("雨", 40)):
+        texts = [(f"w1 {word if n < rows else 'w2'} w{n}", "ab"[n % 2]) for n in range(40)]
+        config = Config(model=str(tiny), dataset=str(write_csv(tmp_path / "x.csv", texts)))
+        splits = load_splits(config, load_tokenizer(str(tiny), max_length=32))
+        said.append([line for line in splits.notes if "unknown" in line])
+        assert sum(splits.train["unknown"]) <= rows
+    assert said[0] == []
+    assert said[2] == [
+        "warning: 20.0% of the tokens are unknown to the tokenizer, in 28 texts: choose a --model "
+        "that knows their language and script"
+    ]
 
 
 @pytest.mark.parametrize("name", ["bert", "tiny"])
