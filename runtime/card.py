@@ -52,7 +52,10 @@ def make_card(folder: Path, flags: type, name: str | None = None) -> ModelCard:
     settings = hide_paths(load_json(folder / SETTINGS))
     model, dataset = settings["model"], settings["dataset"]
     title = Path(name or f"{Path(model).name}-{Path(dataset).stem}").name
-    scored = [validation_of(folder, settings), *map(report_of, reports_in(folder).values())]
+    reports = reports_in(folder).values()
+    # That of --split validation has the scores of validation_of once more.
+    tested = [report_of(report) for report in reports if "test_split" in report["of"]]
+    scored = [validation_of(folder, settings), *tested]
     data = ModelCardData(
         base_model=None if is_local(model) else model,
         datasets=None if is_local(dataset) else [dataset],
@@ -95,6 +98,8 @@ def json_for_hub(folder: Path) -> dict[str, bytes]:
     for name, report in reports_in(folder).items():
         of = report["of"]
         contents[name] = report | {"of": of | {"dataset": hide_folder(of["dataset"])}}
+        for side in ("ours", "other") if "comparison" in report else ():
+            contents[name]["comparison"][side] = [*map(hide_folder, report["comparison"][side])]
     return {name: json.dumps(content, indent=1).encode() for name, content in contents.items()}
 
 

@@ -171,8 +171,8 @@ def best(tiny, corpus, tmp_path_factory):
     run = {"model": tiny, "dataset": home / "corpus", "output_dir": home / "run"}
     best = train_small(**run, max_steps=20, learning_rate=3e-3)[0] / "best"
     june = write_csv(home / "june.csv", make_rows(20, seed=3))
-    for dataset in [], [f"--dataset={june}"]:
-        evaluation.main([f"--ckpt={best}", "--num_threads=1", *dataset])
+    for flags in [], [f"--dataset={june}", f"--compare={best}"], ["--split=validation"]:
+        evaluation.main([f"--ckpt={best}", "--num_threads=1", *flags])
     for name in ("notes.txt", "report_test.html", "report_mine.json"):
         (best / name).write_text("{}")
     return best
@@ -185,6 +185,7 @@ def push(best: Path, *flags: str) -> None:
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 WHOLE |= {"validation.json", "validation.npz"}  # sent as they are
 CHANGED = {"README.md", "training_config.json", "report_test.json", "report_june.json"}
+CHANGED |= {"report_validation.json"}
 HASHES = {"training_texts.npy", "validation_texts.npy"}
 
 
@@ -209,7 +210,8 @@ def test_what_arrives_is_the_folder_but_for_what_is_private(best, hub, tmp_path,
         ours = json.loads((best / name).read_text())
         theirs = json.loads(hub.files[name])
         changed = {key for key in ours if ours[key] != theirs[key]}
-        assert changed == ({"of"} if "of" in ours else {"dataset", "model", "output_dir"})
+        of_report = {"of", *({"comparison"} & ours.keys())}
+        assert changed == (of_report if "of" in ours else {"dataset", "model", "output_dir"})
     card = ModelCard(hub.files["README.md"].decode())
     names = [result.dataset_name for result in card.data.eval_results]
     assert [name for name, _ in itertools.groupby(names)] == ["corpus", "june.csv", "corpus"]
