@@ -116,15 +116,17 @@ class Classifier:
         return Predicted(labels=texts.labels, **whole)
 
 
-def open_classifier(config: EvalConfig, ckpt: str | None = None, flag="--ckpt") -> Classifier:
-    """`ckpt`, by default that of the config."""
+def open_classifier(
+    config: EvalConfig, ckpt: str | None = None, flag="--ckpt", accelerator=None
+) -> Classifier:
+    """`ckpt`, by default that of the config. With an `accelerator`, in the precision of that."""
     given = f"{flag} {ckpt or config.ckpt}"
     folder = find_checkpoint(ckpt or config.ckpt)
     trained = read_training_settings(folder)
     weights = {file: file.stat() for file in weight_files(folder)}
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
-    accelerator = Accelerator(mixed_precision=precision, dynamo_backend="no")
+    accelerator = accelerator or Accelerator(mixed_precision=precision, dynamo_backend="no")
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
@@ -256,7 +258,7 @@ def open_rivals(
     rivals = {}
     for flag, folders in (("seeds", config.seeds), ("compare", config.compare)):
         for number, ckpt in enumerate(folders, 1):
-            rival = open_classifier(config, ckpt, f"--{flag}")
+            rival = open_classifier(config, ckpt, f"--{flag}", classifier.accelerator)
             if sorted(rival.names) != sorted(classifier.names):
                 raise UserError(
                     f"--{flag} {ckpt}: has the classes {', '.join(rival.names)}, and --ckpt "

@@ -72,6 +72,7 @@ def place_of(name: str) -> str:
 
 
 def check_files(config) -> None:
+    require_apart({name: getattr(config, name) for name in FILES})
     if config.html:
         check_page(Path(config.html), config.report, config.overwrite)
     if config.output:
@@ -80,3 +81,15 @@ def check_files(config) -> None:
     for name in ("predictions", "errors"):
         if path := getattr(config, name):
             check_output(f"--{name}", Path(path), config.overwrite)
+
+
+FILES = ("dataset", "report", "predictions", "errors")
+
+
+def require_apart(paths: dict[str, str | None]) -> None:
+    """Raises `UserError` if two flags name one file: one would be written over the other."""
+    first = {}
+    for name, path in paths.items():
+        other = first.setdefault(Path(path).resolve(), name) if path else name
+        if other != name:
+            raise UserError(f"--{name} {path}: is the --{other} too; give another name")

@@ -8,6 +8,7 @@ temperature.
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,11 @@ def choose_threshold(config) -> None:
     names = read_class_names(load_pretrained(AutoConfig, str(folder)), f"--ckpt {config.ckpt}")
     show_thresholds(coverage_table(validation), names, len(validation.labels))
     if config.store_threshold is not None:
+        if not os.path.exists(config.ckpt):
+            raise UserError(
+                f"--store_threshold {config.store_threshold}: --ckpt {config.ckpt} is on the Hub, "
+                "whose cache is not for files of ours; give a folder"
+            )
         weights = {file: file.stat() for file in weight_files(folder)}
         store_threshold(folder, config.store_threshold, validation, sum_of_weights(folder, weights))
         print(f"{config.store_threshold} is stored there; --min_probability stored applies it")

@@ -156,7 +156,7 @@ def find_checkpoint(name: str) -> Path:
         return path
     locate(name, "--ckpt")
     try:
-        small = ["*.json", "*.txt", "*.model", "*.npy"]
+        small = ["*.json", "*.txt", "*.model", "*.npy", "*.npz"]
         folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[:2]]))
         if not weight_files(folder):
             folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[2:]]))

@@ -1170,6 +1170,17 @@ EVAL = [
         {"x.csv": "mine"},
     ),
     one(
+        "errors where the predictions go",
+        ["--errors=<tmp>/x.csv", "--predictions=<tmp>/x.csv"],
+        "--errors <tmp>/x.csv: is the --predictions too; give another name",
+    ),
+    one(
+        "predictions over the test file",
+        ["--dataset=<tmp>/x.csv", "--predictions=<tmp>/x.csv", "--overwrite"],
+        "--predictions <tmp>/x.csv: is the --dataset too; give another name",
+        {"x.csv": "text,label\nw1,positive\n"},
+    ),
+    one(
         "errors as what",
         ["--errors=<tmp>/x.txt"],
         "--errors <tmp>/x.txt: unknown kind of file; give one of .csv, .tsv, .jsonl, .ndjson, "
