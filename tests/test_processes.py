@@ -303,23 +303,6 @@ def test_texts_are_tokenized_once_for_all_processes(tiny, corpus, tmp_path):
     assert [lines.count(f"tokenized {texts}") for texts in (105, 45)] == [1, 1]
 
 
-def test_a_compiled_model_trains_alike_on_two_processes(one_process, tmp_path):
-    """With lengths that vary, under DDP. Without inductor, which alone fails with optimize_ddp left
-    on (bench/compiled.py of commit 760e513). Red: `loss` without `* processes`."""
-    flags, one, _ = one_process
-    fast = (
-        "import torch\n"
-        "compiled = torch.nn.Module.compile\n"
-        "torch.nn.Module.compile = lambda self: compiled(self, backend='aot_eager')"
-    )
-    script = write_script(tmp_path, "pass", first=fast)
-    flags = [*flags, "--per_device_train_batch_size=4", "--torch_compile"]
-    with Group(2, script, *flags, f"--output_dir={tmp_path / 'run'}") as running:
-        _, err = running.communicate(timeout=200)
-    assert running.returncode == 0, err[-3000:]
-    assert_same_training(one, tmp_path / "run", rounding=1e-5)
-
-
 def test_two_machines_are_one_run(one_process, tmp_path):
     """Two launchers on two loopback addresses that share no disk: each has its own output folder
     and caches. The second machine writes nothing, and needs no `last/` to go on from.
