@@ -39,6 +39,7 @@ from report.files import refuse_to_replace
 from report.predictions import (
     Predicted,
     print_predictions,
+    require_new_columns,
     write_errors,
     write_predictions,
     write_split,
@@ -46,9 +47,11 @@ from report.predictions import (
 from report.texts import Split, count_seen, describe_seen, load_validation, training_texts
 from report.thresholds import (
     choose_threshold,
+    coverage,
     coverage_table,
     read_min_probability,
     read_validation_of,
+    stored_threshold,
 )
 from runtime.checkpoint import read_training_settings, sum_of_weights
 from runtime.draw import sample
@@ -60,7 +63,7 @@ from runtime.notes import largest_class
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import LabelledTexts, label_rows
+from runtime.tables import LabelledTexts, label_rows, list_names
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -121,8 +124,8 @@ def open_classifier(
 ) -> Classifier:
     """`ckpt`, by default that of the config. With an `accelerator`, in the precision of that."""
     given = f"{flag} {ckpt or config.ckpt}"
-    folder = find_checkpoint(ckpt or config.ckpt)
-    trained = read_training_settings(folder)
+    folder = find_checkpoint(ckpt or config.ckpt, flag)
+    trained = read_training_settings(folder, flag)
     weights = {file: file.stat() for file in weight_files(folder)}
     # On a GPU the precision of the training; on a CPU always float32.
     precision = trained.get("mixed_precision", "no") if torch.cuda.is_available() else "no"
@@ -168,8 +171,10 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
         "weights": sum_of_weights(classifier.folder, classifier.weights),
     }
     path = report_path(config, classifier)
-    refuse_to_replace(path, identity, config.overwrite)
+    refuse_to_replace(path, identity, config.compare, config.overwrite)
     rivals = open_rivals(config, classifier, texts)
+    if config.predictions or config.errors:
+        require_new_columns(texts, rivals)
     predicted = classifier.predict_split(texts)
     others = {name: predict_as(rival, classifier.names, texts) for name, rival in rivals.items()}
     if not accelerator.is_main_process:
@@ -177,10 +182,12 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     validation = read_validation_of(classifier.folder)
     scores = score(torch.as_tensor(predicted.logits), torch.as_tensor(predicted.labels))
     baselines, line = measure_baselines(classifier, texts)
+    threshold = stored_threshold(classifier.folder, identity["weights"])
     how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
     report = make_report(scores, predicted, classifier.names) | {
         "calibration": examine_calibration(predicted, validation),
         "thresholds": coverage_table(validation),
+        "at_stored_threshold": None if threshold is None else coverage(predicted, threshold),
         "baselines": baselines,
         "of": identity | {"also_in": split.seen} | how,
         "environment": environment,
@@ -208,7 +215,9 @@ def write_html(
     from report.page import list_mistakes, write_page
 
     run, curves = read_history(classifier.folder, classifier.trained)
-    run["defaults"] = dataclasses.asdict(Config())
+    parts = Path(config.ckpt).resolve().parts[-2:]
+    name = "/".join(parts) if os.path.exists(config.ckpt) else config.ckpt
+    run |= {"name": name, "defaults": dataclasses.asdict(Config())}
     mistakes = list_mistakes(texts, predicted)
     write_page(Path(config.html), report, run, mistakes, curves)
     print(f"written to {config.html}, for a browser")
@@ -228,21 +237,33 @@ def write_texts(config: EvalConfig, texts, predicted: Predicted, others: dict) -
 
 
 def measure_baselines(classifier: Classifier, texts: LabelledTexts) -> tuple[dict, list[str]]:
-    """Accuracies on `texts` of what is learnt from the training texts without the model; None,
-    with a line that says why, where these cannot be read."""
+    """Accuracies on `texts` of what is learnt from the training texts without the model; None where
+    these cannot be read. And a line that says so, or that only some of them are there."""
     from report.look import bag_of_words
 
-    unknown = {"largest_class": None, "bag_of_words": None}
-    known = read_seen(classifier.folder)
+    known = np.unique(read_seen(classifier.folder).training)
+    found = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": len(known)}
+    if not len(known):
+        return found, [f"no baselines: {classifier.folder} does not hold what it was trained on"]
     try:
-        trained = training_texts(classifier, known.training)
+        trained = training_texts(classifier, known)
     except UserError as error:
-        return unknown, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
-    if not len(trained):
-        return unknown, []
-    largest = float((texts.labels == largest_class(trained.labels)[0]).mean())
-    words = bag_of_words(trained, texts)["accuracy"]
-    return {"largest_class": largest, "bag_of_words": words}, []
+        return found, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
+    there = len(np.unique(trained.hashes))
+    if not there:
+        return found, ["no baselines, as none of the training texts is there any more"]
+    found = {
+        "largest_class": float((texts.labels == largest_class(trained.labels)[0]).mean()),
+        "bag_of_words": bag_of_words(trained, texts)["accuracy"],
+        "learnt_from": there,
+        "of": len(known),
+    }
+    if there == len(known):
+        return found, []
+    return found, [
+        f"the largest class and the bag of words are of {there:,} of the {len(known):,} texts that "
+        f"the model was trained on: the others are not in {trained.table.source}"
+    ]
 
 
 # ---------------------------------------------------------------- against others
@@ -261,10 +282,10 @@ def open_rivals(
             rival = open_classifier(config, ckpt, f"--{flag}", classifier.accelerator)
             if sorted(rival.names) != sorted(classifier.names):
                 raise UserError(
-                    f"--{flag} {ckpt}: has the classes {', '.join(rival.names)}, and --ckpt "
-                    f"{', '.join(classifier.names)}; give one with the same classes"
+                    f"--{flag} {ckpt}: has the classes {list_names(rival.names)}, and --ckpt "
+                    f"{list_names(classifier.names)}; give one with the same classes"
                 )
-            count_seen(texts, read_seen(rival.folder), f"--{flag} {ckpt}")
+            count_seen(texts, read_seen(rival.folder), f"--{flag} {ckpt}", config.split)
             rivals[f"{flag}_{number}"] = rival
     return rivals
 
@@ -310,7 +331,7 @@ def load_split(config: EvalConfig, classifier: Classifier) -> Split:
     drop_invalid = config.drop_invalid or classifier.trained.get("drop_invalid", False)
     test, seen = load_test(settings, known, classifier.names, drop_invalid)
     said = describe_seen(known, seen, test, classifier.folder)
-    return Split(test, settings, seen, (*test.notes, said))
+    return Split(test, {"split": "test"} | settings, seen, (*test.notes, said))
 
 
 def load_test(

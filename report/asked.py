@@ -53,7 +53,7 @@ def check_flags(config) -> None:
         where = " with --split validation"
     errors = []
     for name, value in given.items():
-        flag = f"--{name} {' '.join(value) if isinstance(value, tuple) else value}"
+        flag = f"--{name}" if value is True else f"--{name} {values_of(value)}"
         needed = NEEDS.get(name)
         if needed and needed.split()[0] not in given:
             errors.append(f"{flag}: needs --{needed}; give both")
@@ -66,6 +66,10 @@ def check_flags(config) -> None:
     check_files(config)
 
 
+def values_of(value) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
 def place_of(name: str) -> str:
     of = [f"--{asked}" for asked, flags in ASKED.items() if name in flags]
     return " and ".join(of) or "the test split"
@@ -76,8 +80,8 @@ def check_files(config) -> None:
     if config.html:
         check_page(Path(config.html), config.report, config.overwrite)
     if config.output:
-        check_output("--output", Path(config.output), config.overwrite)
         check_source(Path(config.input), Path(config.output))
+        check_output("--output", Path(config.output), config.overwrite)
     for name in ("predictions", "errors"):
         if path := getattr(config, name):
             check_output(f"--{name}", Path(path), config.overwrite)

@@ -5,10 +5,11 @@ In: paths that a user gave. Out: a `UserError`, or nothing. Independent of: mode
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from runtime.flags import UserError
-from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped
+from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped, read_columns
 
 
 def check_source(source: Path, output: Path) -> None:
@@ -20,24 +21,40 @@ def check_source(source: Path, output: Path) -> None:
 
 
 def check_output(flag: str, output: Path, overwrite: bool) -> None:
-    """Raises `UserError` unless a table can be written there."""
+    """Raises `UserError` unless a table can be written there, over nothing but, if asked for, one
+    of predictions."""
     kind = format_of(output)
     if kind not in OUTPUT_FORMATS or (kind == ".parquet" and is_gzipped(output)):
         kinds = ", ".join(OUTPUT_FORMATS)
         raise UserError(f"{flag} {output}: unknown kind of file; give one of {kinds}")
-    if output.exists() and not overwrite:
-        raise UserError(f"{flag} {output}: exists; give another name, or --overwrite")
     check_writable(flag, output)
+    require_ours(flag, output, overwrite, holds_predictions)
+
+
+def holds_predictions(path: Path) -> bool:
+    try:
+        columns = read_columns(path)
+    except UserError:  # not what its name says
+        return False
+    return not columns or "predicted_label" in columns
+
+
+def require_ours(flag: str, path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
+    """Raises `UserError` if a file is there, unless it is to be replaced and is one of ours: a
+    --overwrite must not cost the user a file of their own, such as a test set."""
+    if not path.exists():
+        return
+    if not is_ours(path):
+        raise UserError(f"{flag} {path}: exists, and is not of this program; give another name")
+    if not overwrite:
+        raise UserError(f"{flag} {path}: exists; give another name, or --overwrite")
 
 
 def check_new(flag: str, path: Path, overwrite: bool, key: str) -> None:
     """Raises `UserError` unless a file can be written there, over nothing but, if asked for, one of
     ours: JSON that has that key."""
     check_writable(flag, path)
-    if path.exists() and not (overwrite and has_key(path, key)):
-        raise UserError(
-            f"{flag} {path}: exists; give another name (or --overwrite, for one of ours)"
-        )
+    require_ours(flag, path, overwrite, lambda path: has_key(path, key))
 
 
 PAGE_MARK = "reference-loop report"  # what a page of ours says of what made it
@@ -51,18 +68,20 @@ def check_page(path: Path, report: str | None, overwrite: bool) -> None:
     if report and Path(report).resolve() == path.resolve():
         raise UserError(f"--html {path}: is the --report itself; give another name")
     check_writable("--html", path)
-    ours = path.is_file() and PAGE_MARK.encode() in path.read_bytes()[:2000]
-    if path.exists() and not (overwrite and ours):
-        raise UserError(
-            f"--html {path}: exists; give another name (or --overwrite, for one of ours)"
-        )
+    mark = PAGE_MARK.encode()
+    require_ours("--html", path, overwrite, lambda path: mark in path.read_bytes()[:2000])
 
 
 def has_key(path: Path, key: str) -> bool:
+    return key in read_object(path)
+
+
+def read_object(path: Path) -> dict:
+    """{} for a file that is not one object of JSON."""
     try:
-        return key in dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        return False
+        return {}
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -74,13 +93,19 @@ def check_writable(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: folder {path.parent} {why}; make it, or give another")
 
 
-def refuse_to_replace(path: Path, about: dict, overwrite: bool) -> None:
-    """A report is replaced only by one of the same weights on the same texts."""
+def refuse_to_replace(path: Path, about: dict, compared: tuple[str, ...], overwrite: bool) -> None:
+    """A report is replaced only by one of the same weights on the same texts, and a comparison in
+    it by one with the same models. Args: compared: these."""
     check_writable("--report", path)
-    if path.exists() and not overwrite:
-        try:
-            same = about.items() <= json.loads(path.read_text(encoding="utf-8"))["of"].items()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            same = False
-        if not same:
-            raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
+    require_ours("--report", path, True, lambda path: isinstance(read_object(path).get("of"), dict))
+    if not path.exists() or overwrite:
+        return
+    old = read_object(path)
+    if not about.items() <= old["of"].items():
+        raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
+    before = old.get("comparison", {}).get("other", list(compared))
+    if before != list(compared):
+        raise UserError(
+            f"{path} holds a comparison with {', '.join(before)}; give --report FILE, or "
+            "--overwrite"
+        )

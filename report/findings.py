@@ -65,18 +65,54 @@ def of_headline(report: dict) -> list[str]:
         f"{number_right(report):,} of {texts:,} texts are right. Of other texts like these, expect "
         f"{percent(low)} to {percent(high)} (95\u00a0% interval)."
     ]
+    if on_validation(report):
+        said = [
+            f"{number_right(report):,} of {texts:,} texts are right. These texts chose the step of "
+            "the weights, so the figures are a little too good: show those of a test set."
+        ]
     baselines = report.get("baselines", {})
-    best = max((value for value in baselines.values() if is_number(value)), default=None)
-    if best is not None:
-        word = "bag of words" if best == baselines.get("bag_of_words") else "largest class"
-        said.append(beside_baseline(word, best, accuracy, low))
+    words = {"bag_of_words": "bag of words", "largest_class": "largest class"}
+    known = {word: baselines[key] for key, word in words.items() if is_number(baselines.get(key))}
+    if known:
+        best = max(known, key=known.get)
+        said.append(beside_baseline(best, known[best], accuracy, low))
+        said += of_part(baselines)
     macro = report.get("macro_f1")
     if macro is not None and macro < accuracy - 0.05:
         said.append(
-            f"Macro-F1, which counts every class alike, is only {percent(macro)}: some classes, "
-            "mostly small ones, are recognized worse than the accuracy tells; see Classes."
+            f"Macro-F1, which counts every class alike, is only {percent(macro)}: {why_low(report)}"
         )
     return said
+
+
+def on_validation(report: dict) -> bool:
+    return report["of"].get("split") == "validation"
+
+
+def why_low(report: dict) -> str:
+    """Classes without a text here count with an F1 of 0 if the model says them."""
+    columns = map(sum, zip(*report["confusion"], strict=True))
+    said = zip(report["classes"].items(), columns, strict=True)
+    foreign = [name for (name, row), times in said if times and not row["examples"]]
+    if foreign:
+        return (
+            f"{listed(foreign)}, of which there is no text here but which the model answers, count "
+            "as 0."
+        )
+    return (
+        "some classes, mostly small ones, are recognized worse than the accuracy tells; see "
+        "Classes."
+    )
+
+
+def of_part(baselines: dict) -> list[str]:
+    there, count = baselines.get("learnt_from"), baselines.get("of")
+    if there == count:
+        return []
+    return [
+        f"Both were learnt from {there:,} of the {count:,} training texts alone, as the others are "
+        "not there any more."
+    ]
 
 
 def number_right(report: dict) -> int:
@@ -116,7 +152,11 @@ def of_run(report: dict) -> list[str]:
 ENVIRONMENTS = ("training_environment", "environment")
 
 
-def of_curves(curves: dict, best_step: int | None) -> list[str]:
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}
+
+
+def of_curves(curves: dict, best_step: int | None, metric: str = "accuracy") -> list[str]:
+    """`metric`: by which the best step was chosen."""
     said = [
         "Both losses should fall and level off. A validation loss that rises again is over-fitting."
     ]
@@ -136,7 +176,11 @@ def of_curves(curves: dict, best_step: int | None) -> list[str]:
     if best_step is not None and full:
         last = best_step == full[-1][0] and len(full) > 1
         more = ", the last validation: more steps may help" if last else ""
-        said.append(f"The weights reported on are those of step {best_step:,}{more}.")
+        best = f"the best {METRICS[metric]}" if metric != "loss" else "the lowest loss"
+        said.append(
+            f"The weights reported on are those of step {best_step:,}, with {best} of a whole "
+            f"validation{more}."
+        )
     return said
 
 
@@ -195,7 +239,8 @@ def of_confusion(report: dict) -> list[str]:
     return said
 
 
-def of_calibration(calibration: dict) -> list[str]:
+def of_calibration(calibration: dict, validation: bool = False) -> list[str]:
+    """`validation`: whether it is on the texts that the temperature was fitted on."""
     bins = [group for group in calibration["bins"] if group["texts"]]
     texts = sum(group["texts"] for group in bins)
     gaps = [group["texts"] * (group["confidence"] - group["accuracy"]) / texts for group in bins]
@@ -221,10 +266,11 @@ def of_calibration(calibration: dict) -> list[str]:
     if any(group["texts"] < FEW_TEXTS for group in bins):
         said.append(f"Hollow points have fewer than {FEW_TEXTS} texts and say little.")
     if calibration.get("ece_after") is not None:
+        texts = f"{calibration['fitted_on']:,} validation texts"
+        texts = "these very texts" if validation else texts
         said.append(
             f"Logits divided by a temperature of {calibration['temperature']:.2f}, fitted on "
-            f"{calibration['fitted_on']:,} validation texts, give {calibration['ece_after']:.3f}; "
-            "the predicted classes stay the same."
+            f"{texts}, give {calibration['ece_after']:.3f}; the predicted classes stay the same."
         )
     return said
 
@@ -282,10 +328,17 @@ def of_cut(kinds: dict) -> list[str]:
     return [f"{said}{': a larger --max_length, or --truncation head_tail, may help' * worse}."]
 
 
-def of_thresholds(rows: list[dict]) -> list[str]:
+def of_thresholds(report: dict) -> list[str]:
+    rows = report["thresholds"]
+    source = (
+        "These are the texts of this report: on others, expect a little less."
+        if on_validation(report)
+        else "From the validation texts, so that the threshold is not chosen on those of the "
+        "report."
+    )
     said = [
         "If texts with a lower probability are left to a person, the rest is more often right. "
-        "From the validation texts, so that the threshold is not chosen on those of the report."
+        + source
     ]
     decided = [row for row in rows if row["texts"]]
     everything = decided[0]["accuracy"]
@@ -299,7 +352,17 @@ def of_thresholds(rows: list[dict]) -> list[str]:
                 f"{percent(row['accuracy'])} are right.".replace("% right", "\u00a0% right", 1)
             )
             break
-    return said
+    return said + of_stored(report.get("at_stored_threshold"))
+
+
+def of_stored(found: dict | None) -> list[str]:
+    if not found:
+        return []
+    right = f"; of these {percent(found['accuracy'])} are right" if found["texts"] else ""
+    return [
+        f"The stored threshold is {found['min_probability']:g}: of the texts of this report it "
+        f"decides {percent(found['coverage'])}{right}."
+    ]
 
 
 def of_mistakes(mistakes: list[dict], wrong: int) -> list[str]:
@@ -313,14 +376,25 @@ def of_mistakes(mistakes: list[dict], wrong: int) -> list[str]:
 
 
 def of_comparison(comparison: dict) -> list[str]:
-    accuracy = comparison["accuracy"]
-    low, high = accuracy["interval_95"]
-    said = (
-        f"Accuracy {points(accuracy['difference'])} points to the other model; 95\u00a0% interval "
-        f"{points(low)} to {points(high)}"
+    said = [judge(METRICS[name], comparison[name]) for name in ("accuracy", "macro_f1")]
+    differ = f"They differ on {comparison['differ']:,} texts"
+    if exact := comparison["mcnemar"]:
+        differ += (
+            f"; only this one is right on {exact['only_ours_right']:,}, only the other on "
+            f"{exact['only_other_right']:,} (McNemar's exact test: p = {exact['p']:.3g})"
+        )
+    said.append(f"{differ}.")
+    if max(len(comparison[side]) for side in ("ours", "other")) > 1:
+        said.append("Figures of a side with several seeds are the means of these.")
+    return said
+
+
+def judge(word: str, found: dict) -> str:
+    low, high = found["interval_95"]
+    line = (
+        f"{word.capitalize()}: {percent(found['ours'])} beside {percent(found['other'])}, "
+        f"{points(found['difference'])} points; 95\u00a0% interval {points(low)} to {points(high)}"
     )
     if low <= 0 <= high:
-        said += ", which holds 0: the difference may be chance."
-    else:
-        said += f": this model is {'better' if low > 0 else 'worse'}."
-    return [said]
+        return f"{line}, which holds 0: the difference may be chance."
+    return f"{line}: this model is {'better' if low > 0 else 'worse'}."

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 from report import findings, plots
 from report.files import PAGE_MARK
 from report.findings import is_number, percent, points, printable, shorten
-from report.predictions import Predicted, worst_mistakes
-from runtime.tables import LabelledTexts
+from report.predictions import Predicted, find_mistakes, pick_rows
+from runtime.tables import LabelledTexts, text_tuples
 
 MOST_MISTAKES = 50
 FOLDED = 280  # letters of a text that are shown before it is unfolded
@@ -22,16 +22,19 @@ LONGEST = 5000  # letters of a text that are on the page at all
 
 def list_mistakes(texts: LabelledTexts, predicted: Predicted) -> list[dict]:
     """The mistakes in which the model was most sure, the worst first."""
-    rows, wrong = worst_mistakes(texts, predicted, MOST_MISTAKES)
-    names, probabilities = texts.names, predicted.probabilities()
+    rows = find_mistakes(predicted)[:MOST_MISTAKES]
+    wrong = text_tuples(pick_rows(texts, rows), texts.text_columns)
+    names, of = texts.names, predicted.select(rows)
     return [
         {
             "text": list(text),
-            "true": names[predicted.labels[row]],
-            "predicted": names[predicted.classes[row]],
-            "probability": float(probabilities[row].max()),
+            "true": names[label],
+            "predicted": names[said],
+            "probability": float(shares.max()),
         }
-        for row, text in zip(rows, wrong, strict=True)
+        for text, label, said, shares in zip(
+            wrong, of.labels, of.classes, of.probabilities(), strict=True
+        )
     ]
 
 
@@ -51,8 +54,9 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
             missing.append(title)
         else:
             sections.append(section(title, *content))
-    name = Path(str(run.get("settings", {}).get("model") or "A classifier")).name
-    title = f"Report: {name} on {Path(str(report['of'].get('dataset', 'texts'))).name}"
+    texts = Path(str(report["of"].get("dataset", "texts"))).name
+    title = f"Report: {run.get('name', 'a classifier')} on {texts}"
+    title += ", validation" * findings.on_validation(report)
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     contents = [
         part("li", part("a", found[0].text, href=f"#{found.get('id')}")) for found in sections
@@ -197,7 +201,7 @@ def headline(report: dict) -> ElementTree.Element:
 def run_section(report, run, mistakes, curves) -> tuple:
     of, settings, best = report["of"], run.get("settings", {}), run.get("validation", {})
     rows = {
-        "Evaluated on": f"{of.get('dataset', 'unknown')}, split {of.get('test_split', 'unknown')}",
+        "Evaluated on": f"{of.get('dataset', 'unknown')}, {name_split(of)}",
         "Part of it": of.get("max_test_samples") and f"{of['max_test_samples']:,} texts at most",
         "Weights": f"SHA-256 {str(of.get('weights', 'unknown'))[:16]}",
         "Precision": of.get("precision", "unknown").replace("no", "float32"),
@@ -206,9 +210,11 @@ def run_section(report, run, mistakes, curves) -> tuple:
         "Training": " to ".join(run.get("dates", [])),
     }
     if best:
+        metric = findings.METRICS[settings.get("metric_for_best_model", "accuracy")]
         rows["Validation"] = (
-            f"accuracy {percent(best['accuracy'])}, loss {best['loss']:.4f} on "
-            f"{best['examples']:,} texts, at step {best['step']:,}"
+            f"accuracy {percent(best['accuracy'])}, macro-F1 {percent(best['macro_f1'])}, loss "
+            f"{best['loss']:.4f} on {best['examples']:,} texts, at step {best['step']:,}, the best "
+            f"by {metric}"
         )
     content = [
         part("tr", part("th", word, scope="row"), own(value, "td"))
@@ -219,6 +225,12 @@ def run_section(report, run, mistakes, curves) -> tuple:
         "table", part("caption", "Model and texts"), part("tbody", *content), class_="facts"
     )
     return findings.of_run(report), about, changed_table(run), *environment_table(report)
+
+
+def name_split(of: dict) -> str:
+    if of.get("split") == "validation":
+        return "the validation texts, which chose the step"
+    return f"split {of.get('test_split', 'unknown')}"
 
 
 SHOWN_ABOVE = ("model", "dataset", "output_dir")
@@ -257,10 +269,12 @@ def flatten(environment: dict) -> dict:
 
 def curves_section(report, run, mistakes, curves) -> tuple:
     step = run.get("validation", {}).get("step")
+    metric = run.get("settings", {}).get("metric_for_best_model", "accuracy")
     if not any(values for tag, values in curves.items() if tag.endswith(("/loss", "/accuracy"))):
         return (["There are none: no event files (runs/) are beside the folder of the model."],)
-    label = "Loss and accuracy by step, in training and on validation texts"
-    return findings.of_curves(curves, step), figure(plots.plot_curves(curves, step, label=label))
+    label = "Loss, accuracy and macro-F1 by step, in training and on validation texts"
+    plot = figure(plots.plot_curves(curves, step, label=label))
+    return findings.of_curves(curves, step, metric), plot
 
 
 def classes_section(report, run, mistakes, curves) -> tuple:
@@ -303,7 +317,7 @@ def calibration_section(report, run, mistakes, curves) -> tuple | None:
     if not calibration:
         return None
     bins, after = calibration["bins"], calibration.get("bins_after")
-    sentences = findings.of_calibration(calibration)
+    sentences = findings.of_calibration(calibration, findings.on_validation(report))
     plot = plots.plot_reliability(bins, after, label=f"Reliability diagram. {sentences[1]}")
     rows = [
         [
@@ -369,7 +383,11 @@ def thresholds_section(report, run, mistakes, curves) -> tuple | None:
         for row in rows
     ]
     head = ["Probability at least", "Decided", "Accuracy", "Texts"]
-    return findings.of_thresholds(rows), plot, table("Thresholds, on validation texts", head, lines)
+    return (
+        findings.of_thresholds(report),
+        plot,
+        table("Thresholds, on validation texts", head, lines),
+    )
 
 
 def mistakes_section(report, run, mistakes, curves) -> tuple | None:
@@ -404,20 +422,25 @@ def comparison_section(report, run, mistakes, curves) -> tuple | None:
     if not comparison:
         return None
     rows = [
-        [word, points(found["difference"]), " to ".join(map(points, found["interval_95"]))]
-        for word, found in (
-            ("Accuracy", comparison.get("accuracy")),
-            ("Macro-F1", comparison.get("macro_f1")),
-        )
-        if found
+        [
+            word.capitalize(),
+            percent(found["ours"]),
+            percent(found["other"]),
+            points(found["difference"]),
+            " to ".join(map(points, found["interval_95"])),
+        ]
+        for word, found in ((findings.METRICS[key], comparison[key]) for key in COMPARED)
     ]
-    facts = table("Ours minus the other, in points", ["", "Difference", "95\u00a0% interval"], rows)
+    head = ["", "This", "Other", "Difference", "95\u00a0% interval"]
+    facts = table("This model beside the other; differences in points", head, rows)
     folders = [
         part("li", f"{word}: ", own(", ".join(map(str, comparison[side]))))
-        for word, side in (("ours", "ours"), ("other", "other"))
+        for word, side in (("this", "ours"), ("other", "other"))
     ]
     return findings.of_comparison(comparison), part("ul", *folders), facts
 
+
+COMPARED = ("accuracy", "macro_f1")
 
 SECTIONS = {
     "Run": run_section,

@@ -18,7 +18,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report.findings import FEW_TEXTS, has_numbers, letters_wide, shorten_middle
+from report.findings import FEW_TEXTS, METRICS, has_numbers, letters_wide, shorten_middle
 
 # Colours that nobody would choose, replaced by the variables when the SVG is finished.
 INK, MUTED, LINE, BLUE, ORANGE = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -136,19 +136,22 @@ CURVES = {  # the word for a curve, its colour, and its marker
 
 @as_svg
 def plot_curves(curves: dict[str, list], best_step: int | None):
-    """Loss above, accuracy below, by step. Args: curves: tag -> [(step, value), ...]."""
-    figure, pair = make_axes(360, nrows=2, sharex=True, gridspec_kw={"hspace": 0.14})
-    for axes, what in zip(pair, ("loss", "accuracy"), strict=True):
+    """Loss, accuracy and macro-F1 by step. Args: curves: tag -> [(step, value), ...]."""
+    shown = [key for key in ("loss", "accuracy", "macro_f1") if f"eval/{key}" in curves]
+    shown = shown or ["loss", "accuracy"]
+    grid = {"nrows": len(shown), "sharex": True, "gridspec_kw": {"hspace": 0.14}}
+    figure, stacked = make_axes(72 + 144 * len(shown), **grid)
+    for axes, what in zip(stacked, shown, strict=True):
         for source, (word, colour, marker) in CURVES.items():
             if points := curves.get(f"{source}/{what}"):
                 axes.plot(*np.transpose(points), marker=marker, color=colour, label=word)
         if best_step is not None:
             axes.axvline(best_step, color=INK, lw=1, ls=":", label="best/")
-        axes.set_ylabel(what)
-    legend_above(pair[0], 4)
-    pair[1].set_xlabel("step")
-    pair[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    pair[1].xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_ylabel(METRICS[what])
+    legend_above(stacked[0], 4)
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 

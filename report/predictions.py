@@ -7,7 +7,7 @@ Independent of: how logits are computed, which split it is.
 
 import contextlib
 import dataclasses
-import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +89,10 @@ def predicted_columns(names: list[str]) -> list[str]:
     return ["predicted_label", "probability", *(f"p_{name}" for name in names)]
 
 
-def append_columns(chunk: pa.Table, names: list[str], columns: list[list]) -> pa.Table:
-    """The first of them strings, the others numbers."""
-    kinds = itertools.chain([pa.string()], itertools.repeat(pa.float64()))
-    for name, values, kind in zip(names, columns, kinds, strict=False):
+def append_columns(chunk: pa.Table, names: list[str], columns: list) -> pa.Table:
+    """Probabilities as numbers, all others as text."""
+    for name, values in zip(names, columns, strict=True):
+        kind = pa.float64() if name == "probability" or name.startswith("p_") else pa.string()
         chunk = chunk.append_column(name, pa.array(values, kind))
     return chunk
 
@@ -147,16 +147,37 @@ class Predicted:
         """(texts, classes)"""
         return torch.as_tensor(self.logits).double().div(temperature).softmax(-1).numpy()
 
+    def select(self, which) -> "Predicted":
+        return Predicted(**{name: of[which] for name, of in vars(self).items()})
+
+
+def require_new_columns(texts: LabelledTexts, others: Iterable[str]) -> None:
+    """Raises `UserError` if a file of predictions would have two columns of one name.
+
+    Args: others: the names of columns for what other models predict.
+    """
+    added = {"true_label", *predicted_columns(texts.names), *others}
+    for name, part in texts.table.parts.items():
+        columns = read_columns(part) if isinstance(part, Path) else part.column_names
+        twice = sorted(column for column in set(columns) if columns.count(column) > 1)
+        if twice or added & set(columns):
+            raise UserError(
+                f"--predictions, --errors: {name} has a column "
+                f"{(twice or sorted(added & set(columns)))[0]!r} "
+                f"{'twice' if twice else 'already'}; rename it"
+            )
+
 
 def write_split(
     path: Path, texts: LabelledTexts, predicted: Predicted, others: dict[str, np.ndarray]
 ) -> None:
-    """Each text with its true label, its prediction, and in further columns what others predicted
-    (class numbers by the name of the column)."""
+    """Each text, with all columns of its table, its true label and its prediction, and in further
+    columns what others predicted (class numbers by the name of the column)."""
     done = 0
     with write_chunks(path, Dialect()) as write:
-        for chunk in texts.chunks():
-            write(join_columns(chunk, texts, predicted, others, np.arange(done, done + len(chunk))))
+        for chunk in read_whole(texts):
+            rows = slice(done, done + len(chunk))
+            write(join_columns(chunk, texts.names, predicted, others, rows))
             done += len(chunk)
 
 
@@ -164,44 +185,46 @@ def write_errors(
     path: Path, texts: LabelledTexts, predicted: Predicted, others: dict[str, np.ndarray]
 ) -> int:
     """The same of the mistakes, the most confident first. Returns their number."""
-    rows, wrong = worst_mistakes(texts, predicted)
+    worst = find_mistakes(predicted)
+    wrong = pick_rows(texts, worst)
     with write_chunks(path, Dialect()) as write:
-        write(join_columns(wrong, texts, predicted, others, rows))
-    return len(rows)
+        write(join_columns(wrong, texts.names, predicted, others, worst))
+    return len(worst)
 
 
-def worst_mistakes(
-    texts: LabelledTexts, predicted: Predicted, most: int | None = None
-) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-    """(Rows of the mistakes, their texts), those first in which the model is most sure."""
+def find_mistakes(predicted: Predicted) -> np.ndarray:
+    """Their rows, those first in which the model is most sure."""
     confidence = predicted.probabilities().max(1)
     wrong = np.flatnonzero(~predicted.right)
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
-    rows = np.sort(worst)
-    found = itertools.chain.from_iterable(texts.select(rows).chunks())
-    text_of = dict(zip(rows.tolist(), found, strict=True))
-    return worst, [text_of[row] for row in worst.tolist()]
+    return wrong[np.argsort(-confidence[wrong], kind="stable")]
+
+
+def read_whole(texts: LabelledTexts) -> Iterator[pa.Table]:
+    """With all columns that each part of the table has, in their order."""
+    columns = texts.table.common_columns
+    others = [name for name in columns if name not in texts.text_columns]
+    return (chunk.select(columns) for chunk in texts.tables(others))
+
+
+def pick_rows(texts: LabelledTexts, rows: np.ndarray) -> pa.Table:
+    """`read_whole` of some, in the order of `rows`."""
+    ascending = np.sort(rows)
+    found = [*read_whole(texts.select(ascending))] or [next(read_whole(texts)).slice(0, 0)]
+    return pa.concat_tables(found).take(np.searchsorted(ascending, rows))
 
 
 def join_columns(
-    chunk: list[tuple[str, ...]],
-    texts: LabelledTexts,
+    chunk: pa.Table,
+    names: list[str],
     predicted: Predicted,
     others: dict[str, np.ndarray],
-    rows: np.ndarray,
+    rows: slice | np.ndarray,
 ) -> pa.Table:
-    """`chunk`: the texts of `rows` of the split."""
-    names = np.array(texts.names, dtype=object)
-    shares = predicted.probabilities()[rows]
-    columns = dict(zip(texts.text_columns, zip(*chunk, strict=True), strict=False))
-    columns = {name: pa.array(cells, pa.string()) for name, cells in columns.items()}
-    if not chunk:
-        columns = {name: pa.array([], pa.string()) for name in texts.text_columns}
-    columns["true_label"] = pa.array(names[predicted.labels[rows]], pa.string())
-    values = [names[predicted.classes[rows]], shares.max(1), *shares.T]
-    for name, cells in zip(predicted_columns(texts.names), values, strict=True):
-        cells = cells if name == "predicted_label" else map(six_digits, cells)
-        columns[name] = pa.array(list(cells))
-    for name, numbers in others.items():
-        columns[name] = pa.array(names[numbers[rows]], pa.string())
-    return pa.table(columns)
+    """`chunk` holds `rows` of the split."""
+    named, of = np.array(names, dtype=object), predicted.select(rows)
+    shares = of.probabilities()
+    columns = {"true_label": named[of.labels], "predicted_label": named[of.classes]}
+    numbers = [shares.max(1), *shares.T]
+    columns |= zip(predicted_columns(names)[1:], (map(six_digits, n) for n in numbers), strict=True)
+    columns |= {name: named[said[rows]] for name, said in others.items()}
+    return append_columns(chunk, [*columns], [list(cells) for cells in columns.values()])

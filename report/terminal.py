@@ -4,7 +4,10 @@ In: the dicts of metrics.py, calibration.py and comparison.py. Out: lines. Indep
 were computed, files.
 """
 
+from report.findings import letters_wide, shorten_middle
+
 MOST_COLUMNS = 12  # classes whose confusion matrix fits a terminal
+WIDEST = 40  # letters of a class name
 
 
 def show(report: dict) -> None:
@@ -16,13 +19,14 @@ def show(report: dict) -> None:
     show_baselines(report)
     show_classes(report)
     show_confused(report)
-    show_calibration(report["calibration"])
+    show_calibration(report["calibration"], report["of"])
     if report.get("roc_auc") is not None:
         print(
             f"ROC AUC {report['roc_auc']:.4f}, average precision {report['average_precision']:.4f} "
             f"of {list(report['classes'])[1]!r}"
         )
     show_groups(report)
+    show_stored(report["at_stored_threshold"])
 
 
 def show_baselines(report: dict) -> None:
@@ -38,7 +42,8 @@ def show_baselines(report: dict) -> None:
 
 def show_classes(report: dict) -> None:
     names = list(report["classes"])
-    width = max(9, *map(len, names))
+    short = {name: shorten_middle(name, WIDEST) for name in names}
+    width = max(9, *map(letters_wide, short.values()))
     columns = numbered(names) if len(names) <= MOST_COLUMNS else []
     head = "   predicted as " * bool(columns) + " ".join(columns)
     print(f"{'':{width}}  precision  recall      f1  examples{head}")
@@ -48,12 +53,13 @@ def show_classes(report: dict) -> None:
         )
         cells = zip(columns, counts, strict=False)
         line = " ".join(f"{count:>{len(column)},}" for column, count in cells)
-        print(f"{name:{width}}  {figures}{' ' * 16 * bool(columns)}{line}")
+        pad = " " * (width - letters_wide(short[name]))
+        print(f"{short[name]}{pad}  {figures}{' ' * 16 * bool(columns)}{line}")
 
 
 def numbered(names: list[str]) -> list[str]:
     """Headings of columns, each as wide as a count: the names, cut where they are long."""
-    return [f"{name[:10]:>7}" for name in names]
+    return [f"{shorten_middle(name, 10):>7}" for name in names]
 
 
 def show_confused(report: dict) -> None:
@@ -61,19 +67,31 @@ def show_confused(report: dict) -> None:
         print("most frequent mistakes:")
         for pair in report["confused"][:5]:
             print(
-                f"  {pair['true']} taken for {pair['predicted']}: {pair['texts']:,} "
-                f"({pair['share']:.1%} of {pair['true']})"
+                f"  {shorten_middle(pair['true'], WIDEST)} taken for "
+                f"{shorten_middle(pair['predicted'], WIDEST)}: {pair['texts']:,} "
+                f"({pair['share']:.1%} of the class)"
             )
 
 
-def show_calibration(found: dict) -> None:
+def show_calibration(found: dict, of: dict) -> None:
     line = f"expected calibration error {found['ece']:.4f}"
     if found["temperature"] is not None:
+        same = "these" if of["split"] == "validation" else f"{found['fitted_on']:,} validation"
         line += (
             f"; {found['ece_after']:.4f} with logits divided by {found['temperature']:.2f}, the "
-            f"temperature that fits {found['fitted_on']:,} validation texts"
+            f"temperature that fits {same} texts"
         )
     print(line)
+
+
+def show_stored(found: dict | None) -> None:
+    if not found:
+        return
+    right = f", of which {found['accuracy']:.1%} are right" if found["texts"] else ""
+    print(
+        f"at the stored threshold of {found['min_probability']:g}: {found['texts']:,} of these "
+        f"texts ({found['coverage']:.1%}) have a label{right}"
+    )
 
 
 def show_groups(report: dict) -> None:
@@ -113,19 +131,22 @@ def show_thresholds(rows: list[dict], names: list[str], texts: int) -> None:
 
 
 def show_comparison(found: dict) -> None:
-    for name in ("ours", "other"):
-        each = ", ".join(f"{value:.4f}" for value in found["accuracies"][name])
-        print(f"{'--ckpt' if name == 'ours' else '--compare'}: accuracy {each}")
-    for metric in ("accuracy", "macro_f1"):
+    for flag, side in (("--ckpt", "ours"), ("--compare", "other")):
+        each = ", ".join(f"{value:.4f}" for value in found["accuracies"][side])
+        mean = f" (mean {found['accuracy'][side]:.4f})" * (len(found[side]) > 1)
+        macro_f1 = f"{found['macro_f1'][side]:.4f}"
+        print(f"{flag} {', '.join(found[side])}: accuracy {each}{mean}, macro-F1 {macro_f1}")
+    for metric, word in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
         low, high = found[metric]["interval_95"]
+        chance = ", which holds 0: it may be chance" * (low <= 0 <= high)
         print(
-            f"difference of {metric}, ours - other: {found[metric]['difference']:+.4f} (95 % "
-            f"interval {low:+.4f} to {high:+.4f})"
+            f"{word}, --ckpt minus --compare: {found[metric]['difference']:+.4f} (95 % interval "
+            f"{low:+.4f} to {high:+.4f}{chance})"
         )
     print(f"they differ on {found['differ']:,} texts", end="")
     if exact := found["mcnemar"]:
         print(
-            f"; only ours is right on {exact['only_ours_right']:,}, only the other on "
+            f"; only --ckpt is right on {exact['only_ours_right']:,}, only --compare on "
             f"{exact['only_other_right']:,} (McNemar's exact test: p = {exact['p']:.3g})",
             end="",
         )

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from config import Config
+from runtime.card import VALIDATED
 from runtime.flags import UserError
 from runtime.seen import Seen
 from runtime.splits import read_training, read_validation
-from runtime.tables import LabelledTexts, label_rows
+from runtime.tables import LabelledTexts, Table, label_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,55 +32,70 @@ def training_texts(classifier, hashes: np.ndarray) -> LabelledTexts:
     """Those of the data set of its training whose hashes these are, by the names of the model's
     classes. Raises `UserError` if they cannot be read any more."""
     config = training_config(classifier)
+    return texts_of(read_training(config), config, classifier.names, hashes)
+
+
+def texts_of(table: Table, config: Config, names: list[str], hashes: np.ndarray) -> LabelledTexts:
     columns = config.text_column, config.label_column
-    texts = label_rows(read_training(config), *columns, classifier.names, drop_invalid=True)
+    texts = label_rows(table, *columns, names, drop_invalid=True)
     return texts.select(np.flatnonzero(np.isin(texts.hashes, hashes)))
 
 
 def training_config(classifier) -> Config:
     names = {field.name for field in dataclasses.fields(Config)}
     if not classifier.trained.get("dataset"):
-        raise UserError(f"{classifier.folder} does not say what it was trained on; give --dataset")
+        raise UserError(f"{classifier.folder} does not say what it was trained on")
     return Config(**{name: of for name, of in classifier.trained.items() if name in names})
 
 
 def load_validation(classifier, known: Seen) -> Split:
-    """The texts that chose the step of best/: those of the same data whose hashes it holds."""
+    """The texts that chose the step of best/: those of the same data whose hashes it holds. Those
+    that chose the step of a model that it started from are not among them."""
     if not len(known.validation):
         raise UserError(
             f"--split validation: {classifier.folder} does not hold what it was validated on; give "
             "the best/ that train.py wrote"
         )
     config = training_config(classifier)
+    count = json.loads((classifier.folder / VALIDATED).read_text(encoding="utf-8"))["examples"]
     own = read_validation(config)
     table = read_training(config) if own is None else own
-    columns = config.text_column, config.label_column
-    texts = label_rows(table, *columns, classifier.names, drop_invalid=True)
-    texts = texts.select(np.flatnonzero(np.isin(texts.hashes, known.validation)))
+    texts = texts_of(table, config, classifier.names, known.validation[:count])
     if not len(texts):
         raise UserError(
             f"--split validation: none of the texts of {table.source} is among those that chose "
             "the step; restore them"
         )
-    then = json.loads((classifier.folder / "validation.json").read_text(encoding="utf-8"))
-    notes = (f"{len(texts):,} validation texts of {table.source}, which chose the step",)
-    if len(texts) != then["examples"]:
-        notes += (f"warning: there were {then['examples']:,} then: the data have changed since",)
+    notes = (
+        f"{len(texts):,} validation texts of {table.source}, which chose the step: expect a little "
+        "less on others",
+    )
+    if len(texts) != count:
+        notes += (f"warning: there were {count:,} then: the data have changed since",)
     settings = {"dataset": config.dataset, "split": "validation"}
     return Split(texts, settings, {"training": 0, "validation": len(texts)}, notes)
 
 
-def count_seen(texts: LabelledTexts, known: Seen, given: str) -> dict[str, int]:
-    """How many of the texts a model was trained and validated on. Raises `UserError` for half."""
+def count_seen(
+    texts: LabelledTexts, known: Seen, given: str, split: str = "test"
+) -> dict[str, int]:
+    """How many of the texts a model was trained and validated on.
+
+    Raises `UserError` for half; of those of the split "validation", for half trained on: that its
+    step was chosen by them, too, is fair.
+    """
     # Texts are compared, not paths: a file may have been copied. A few are usual (52 of IMDb's).
     trained = np.isin(texts.hashes, known.training)
     validated = np.isin(texts.hashes, known.validation)
-    either = (trained | validated).sum()
+    either = (trained | validated if split == "test" else trained).sum()
     if either >= len(texts) / 2:
+        on, else_do = "trained", ""
+        if split == "test":
+            on = "trained or validated"
+            else_do = " (--split validation evaluates those that chose the step)"
         raise UserError(
             f"{given}: {either:,} of the {len(texts):,} texts are among those that the model was "
-            "trained or validated on; give --dataset TEST_FILE, or another split (--split "
-            "validation evaluates those that chose the step)"
+            f"{on} on; give --dataset TEST_FILE, or another split{else_do}"
         )
     return {"training": int(trained.sum()), "validation": int(validated.sum())}
 

@@ -6,6 +6,7 @@ of: how texts are read and predicted. Probabilities are the model's own, not div
 temperature.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -62,11 +63,22 @@ def coverage_table(validation: Predicted | None) -> list[dict]:
     return [coverage(validation, value) for value in THRESHOLDS if not value or value > lowest]
 
 
-def store_threshold(folder: Path, threshold: float, validation: Predicted, weights: str) -> None:
-    """In best/, with its evidence and the checksum of the weights that it was chosen for."""
-    found = coverage(validation, threshold) | {"validation_texts": len(validation.labels)}
-    content = json.dumps(found | {"weights": weights}, indent=1) + "\n"
-    (folder / STORED).write_text(content, encoding="utf-8")
+def store_threshold(
+    folder: Path, threshold: float, validation: Predicted, names: list[str], weights: str
+) -> None:
+    """In best/, with its evidence and the checksum of the weights that it was chosen for.
+
+    Raises `UserError` if no validation text is above it: there is no evidence.
+    """
+    found = coverage(validation, threshold)
+    if not found["texts"]:
+        raise UserError(
+            f"--store_threshold {threshold}: no validation text has such a probability, of which "
+            f"the highest is {validation.probabilities().max():.4f}; give a lower one"
+        )
+    found["precision"] = dict(zip(names, found["precision"], strict=True))
+    found |= {"validation_texts": len(validation.labels), "weights": weights}
+    (folder / STORED).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def read_threshold(folder: Path, weights: str) -> float | None:
@@ -90,6 +102,12 @@ def read_threshold(folder: Path, weights: str) -> float | None:
     return threshold
 
 
+def stored_threshold(folder: Path, weights: str) -> float | None:
+    """`read_threshold`, but None for one that cannot be applied: nobody asked to."""
+    with contextlib.suppress(UserError):
+        return read_threshold(folder, weights)
+
+
 # ---------------------------------------------------------------- what is asked for
 
 
@@ -111,9 +129,14 @@ def choose_threshold(config) -> None:
                 f"--store_threshold {config.store_threshold}: --ckpt {config.ckpt} is on the Hub, "
                 "whose cache is not for files of ours; give a folder"
             )
-        weights = {file: file.stat() for file in weight_files(folder)}
-        store_threshold(folder, config.store_threshold, validation, sum_of_weights(folder, weights))
-        print(f"{config.store_threshold} is stored there; --min_probability stored applies it")
+        weights = sum_of_weights(folder, {file: file.stat() for file in weight_files(folder)})
+        before = stored_threshold(folder, weights)
+        store_threshold(folder, config.store_threshold, validation, names, weights)
+        place = "" if before is None else f", in the place of {before:g}"
+        print(
+            f"{config.store_threshold:g} is stored in {folder / STORED}{place}; --min_probability "
+            "stored applies it"
+        )
 
 
 def read_min_probability(config, classifier) -> float:

@@ -336,28 +336,28 @@ def load_last(run, state: dict) -> None:
 # ---------------------------------------------------------------- using best/
 
 
-def read_training_settings(folder: Path) -> dict:
+def read_training_settings(folder: Path, flag="--ckpt") -> dict:
     """What the checkpoint was trained with; {} if train.py did not write it."""
-    refuse_adapter(folder, f"--ckpt {folder}")
+    refuse_adapter(folder, f"{flag} {folder}")
     for name, there in (
         ("config.json", (folder / "config.json").is_file()),
         ("weights", weight_files(folder)),
     ):
         if not there:
             raise UserError(
-                f"--ckpt {folder}: no checkpoint there (no {name}); "
+                f"{flag} {folder}: no checkpoint there (no {name}); "
                 "give the best/ folder that train.py wrote"
             )
     if (folder / MANIFEST).exists():
         try:
             verify_folder(folder)
         except Damaged as error:
-            raise UserError(f"--ckpt {error}; restore it or train anew") from None
+            raise UserError(f"{flag} {error}; restore it or train anew") from None
     settings = folder / SETTINGS
     try:
         return dict(json.loads(settings.read_text(encoding="utf-8"))) if settings.exists() else {}
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"--ckpt {settings}: {error}; restore it or train anew") from None
+        raise UserError(f"{flag} {settings}: {error}; restore it or train anew") from None
 
 
 def sum_of_weights(folder: Path, weights: dict[Path, os.stat_result]) -> str:

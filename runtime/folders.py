@@ -152,6 +152,8 @@ def verify_folder(folder: Path) -> None:
                 or sha256_of(folder / name) != about["sha256"]
             )
         ]
+    except FileNotFoundError as error:
+        raise Damaged(f"{folder}: {Path(error.filename).name} is missing") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Damaged(f"{folder}: {error}") from None
     if not listed:

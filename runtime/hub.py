@@ -149,12 +149,12 @@ def weight_files(folder: Path) -> list[Path]:
     return next(filter(None, kinds), [])
 
 
-def find_checkpoint(name: str) -> Path:
+def find_checkpoint(name: str, flag="--ckpt") -> Path:
     """The folder of a saved model; that of a name on the Hub is the cache, with its files."""
     path = Path(name)
     if path.exists() or name.count("/") != 1 or path.is_absolute() or path.name in ("best", "last"):
         return path
-    locate(name, "--ckpt")
+    locate(name, flag)
     try:
         small = ["*.json", "*.txt", "*.model", "*.npy", "*.npz"]
         folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[:2]]))
@@ -162,7 +162,7 @@ def find_checkpoint(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=[*small, *WEIGHTS[2:]]))
     except (OSError, ValueError) as error:  # what snapshot_download documents
         raise UserError(
-            f"--ckpt {name}: no such folder, and not on the Hub ({in_few_words(error)}); "
+            f"{flag} {name}: no such folder, and not on the Hub ({in_few_words(error)}); "
             f"{hub_remedy()}"
         ) from None
     return folder

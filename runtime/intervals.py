@@ -11,4 +11,5 @@ def wilson(accuracy: float, examples: int, z: float = 1.959964) -> tuple[float, 
     centre = accuracy + z * z / (2 * examples)
     spread = z * math.sqrt(accuracy * (1 - accuracy) / examples + z * z / (4 * examples * examples))
     scale = 1 + z * z / examples
-    return (centre - spread) / scale, (centre + spread) / scale
+    # Rounding may leave 0 to 1 by the last digit.
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -19,15 +19,18 @@ FILES = ("training_texts.npy", "validation_texts.npy")
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    training: np.ndarray  # (texts,) uint64, from `hash_texts`; empty if nothing is known
-    validation: np.ndarray  # of the texts that chose its step
+    """First those of its own training, in the order of the texts, then those of the models that
+    it started from. Both are empty if nothing is known."""
+
+    training: np.ndarray  # (texts,) uint64, from `hash_texts`
+    validation: np.ndarray
     text_column: str | None = None  # that of its training, if train.py made it
 
     def and_then(self, train: LabelledTexts, validation: LabelledTexts) -> "Seen":
         """What a model has seen that started from this one and was trained on other texts."""
         return Seen(
-            np.union1d(self.training, train.hashes),
-            np.union1d(self.validation, validation.hashes),
+            np.concatenate([train.hashes, np.setdiff1d(self.training, train.hashes)]),
+            np.concatenate([validation.hashes, np.setdiff1d(self.validation, validation.hashes)]),
             ",".join(train.text_columns),
         )
 

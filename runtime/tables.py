@@ -62,19 +62,32 @@ class Table:
         declared = (layout.get(column) for layout in self.layouts.values())
         return next(filter(None, declared), None)
 
-    def chunks(self, columns: list[str]) -> Iterator[tuple[str, int, pa.Table]]:
+    @property
+    def common_columns(self) -> list[str]:
+        """Those of all parts, in the order of the first."""
+        return [name for name in self.columns if all(name in of for of in self.layouts.values())]
+
+    def chunks(
+        self, columns: Iterable[str], others: Iterable[str] = ()
+    ) -> Iterator[tuple[str, int, pa.Table]]:
         """(Words for the place, such as "row" or "a.csv row"; rows of the part before; a table of
-        those columns, as text), in the order of the rows."""
+        those columns as text and of the others as they are stored), in the order of the rows.
+
+        Of several parts the others are text, too: the same column may be of several types.
+        """
+        columns, others = list(columns), list(others)
         for part, layout in self.layouts.items():
             require_columns(part, layout, columns)
             place = f"{part} row" if len(self.parts) > 1 else "row"
             done = 0
-            for chunk in read_part(self.parts[part], columns):
-                texts = [
+            for chunk in read_part(self.parts[part], [*columns, *others]):
+                cells = [
                     text_cells(chunk[name], f"{self.given}: column {name!r}", layout[name])
                     for name in columns
                 ]
-                yield place, done, pa.table(texts, names=columns)
+                as_stored = (lambda cell: cell) if len(self.parts) == 1 else as_strings
+                cells += [as_stored(chunk[name]) for name in others]
+                yield place, done, pa.table(cells, names=[*columns, *others])
                 done += len(chunk)
 
 
@@ -165,15 +178,21 @@ class LabelledTexts:
 
         Raises `UserError` if they are no longer those that were labelled.
         """
+        return (text_tuples(chunk, self.text_columns) for chunk in self.tables())
+
+    def tables(self, others: Iterable[str] = ()) -> Iterator[pa.Table]:
+        """The same as tables, with other columns beside (see `Table.chunks`)."""
         before, done = 0, 0
-        for _, _, chunk in self.table.chunks(list(self.text_columns)):
+        for _, _, chunk in self.table.chunks(self.text_columns, others):
             end = done + np.searchsorted(self.rows[done:], before + len(chunk))
-            texts = text_tuples(chunk.take(self.rows[done:end] - before), self.text_columns)
-            if not np.array_equal(hash_texts(texts), self.hashes[done:end]):
+            here = chunk.take(self.rows[done:end] - before)
+            if not np.array_equal(
+                hash_texts(text_tuples(here, self.text_columns)), self.hashes[done:end]
+            ):
                 break
             before, done = before + len(chunk), end
-            if texts:
-                yield texts
+            if len(here):
+                yield here
         if done < len(self):
             raise UserError(f"{self.table.given}: changed while it was read; start again")
 
@@ -265,8 +284,12 @@ def require_column(table: Table, flag: str, name: str, else_do: str = "") -> Non
 
 
 def list_names(names: Iterable[str]) -> str:
-    """In quotes where a reader would not see what they are."""
-    return ", ".join(name if name and name == name.strip() else repr(name) for name in names)
+    """In quotes where a reader would not see what they are; the first 20."""
+    names = list(names)
+    said = [
+        name if name and name == name.strip() and "," not in name else repr(name) for name in names
+    ]
+    return ", ".join(said[:20]) + f" and {len(said) - 20:,} more" * (len(said) > 20)
 
 
 @dataclasses.dataclass
@@ -278,12 +301,13 @@ class Scan:
     halves: int  # rows with only one text of a pair
     codes: np.ndarray  # (rows,) which of `written` the label is; -1 without a label or a text
     written: list[str]  # the labels of the other rows, without white space at their ends
+    first: list[str]  # the place of the first row of each
     spaced: collections.Counter  # labels as they are, for those that have it
     without: dict[str, list[str]]  # "text" and "label": places of the rows that have none
 
 
 def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) -> Scan:
-    hashes, codes, written, spaced = [], [], {}, collections.Counter()
+    hashes, codes, written, first, spaced = [], [], {}, [], collections.Counter()
     content, halves = hashlib.sha256(), 0
     without = {"text": [], "label": []}
     for place, before, chunk in table.chunks([*text_columns, label_column]):
@@ -304,6 +328,8 @@ def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) ->
                 continue
             halves += filled < len(text)
             codes.append(written.setdefault(stripped, len(written)))
+            if len(written) > len(first):
+                first.append(f"{place} {row}")
             if stripped != label:
                 spaced[label] += 1
     return Scan(
@@ -312,6 +338,7 @@ def scan_rows(table: Table, text_columns: tuple[str, ...], label_column: str) ->
         halves=halves,
         codes=np.array(codes, dtype=np.int64),
         written=list(written),
+        first=first,
         spaced=spaced,
         without=without,
     )
@@ -376,11 +403,21 @@ def find_labels(
             said += f"; none is {names[0]}: do these labels count from 1?"
         notes.append(f"labels are taken by their number: {said}")
         labels = numbered
-    if unknown := sorted(set(labels) - set(names)):
-        raise UserError(
-            f"{given}: label {unknown[0]!r} is none of the classes; give one of {', '.join(names)}"
-        )
+    if unknown := [code for code, label in enumerate(labels) if label not in names]:
+        raise UserError(f"{given}: {describe_foreign(found, unknown, names)}")
     return [names.index(label) for label in labels], notes
+
+
+def describe_foreign(found: Scan, unknown: list[int], names: list[str]) -> str:
+    """The first of the labels that are none of the classes: where it is, and what to give."""
+    code, *others = unknown
+    label, rows = found.written[code], int((found.codes == code).sum())
+    place = f"{rows:,} times, first in {found.first[code]}" if rows > 1 else found.first[code]
+    alike = [name for name in names if name.casefold() == label.casefold()]
+    hint = f" (is it {alike[0]!r}?)" if alike else ""
+    are = f"and {len(others):,} more are" if others else "is"
+    remedy = f"give one of {list_names(names)}"
+    return f"label {label!r} ({place}) {are} none of the classes{hint}; {remedy}"
 
 
 def tell_spaces(found: Scan) -> list[str]:

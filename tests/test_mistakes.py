@@ -546,7 +546,8 @@ DATA = [
     one(
         "class labels beside codes",
         "--dataset=<tmp>/d",
-        "--dataset <tmp>/d: label '0' is none of the classes; give one of no, yes",
+        "--dataset <tmp>/d: label '0' (b.csv row 1) and 1 more are none of the classes; "
+        "give one of no, yes",
         {"d/a.parquet": parquet([0, 1] * 9), "d/b.csv": csv_of("w1,0", "w2,1")},
     ),
     one(
@@ -680,7 +681,7 @@ DATA = [
     one(
         "a class of the validation texts alone",
         "--validation_dataset=<tmp>/v.csv",
-        "--validation_dataset <tmp>/v.csv: label 'maybe' is none of the classes; "
+        "--validation_dataset <tmp>/v.csv: label 'maybe' (row 2) is none of the classes; "
         "give one of negative, positive",
         {"v.csv": csv_of("w1,positive", "w2,maybe")},
     ),
@@ -805,7 +806,8 @@ MODELS = [
     one(
         "keep_head of other classes",
         ["--model=<tmp>/best", "--keep_head", "--dataset=<tmp>/x.csv"],
-        "--dataset <tmp>/x.csv: label 'no' is none of the classes; give one of negative, positive",
+        "--dataset <tmp>/x.csv: label 'no' (20 times, first in row 1) and 1 more are none of the "
+        "classes; give one of negative, positive",
         {
             "x.csv": csv_of(*(f"w{n},{'yes' if n % 2 else 'no'}" for n in range(40))),
             "best/note": "",
@@ -1046,7 +1048,7 @@ EVAL = [
     one(
         "label unknown",
         "--dataset=<tmp>/x.csv",
-        "--dataset <tmp>/x.csv: label 'maybe' is none of the classes; "
+        "--dataset <tmp>/x.csv: label 'maybe' (row 2) is none of the classes; "
         "give one of negative, positive",
         {"x.csv": csv_of("w1,positive", "w2,maybe")},
     ),
@@ -1167,7 +1169,32 @@ EVAL = [
         "predictions there",
         ["--predictions=<tmp>/x.csv"],
         "--predictions <tmp>/x.csv: exists; give another name, or --overwrite",
-        {"x.csv": "mine"},
+        {"x.csv": "predicted_label"},
+    ),
+    one(
+        "predictions over a file of the test set",
+        ["--dataset=<tmp>/d", "--predictions=<tmp>/d/test.csv", "--overwrite"],
+        "--predictions <tmp>/d/test.csv: exists, and is not of this program; give another name",
+        {"d/test.csv": "text,label\nw1,positive\n"},
+    ),
+    one(
+        "a report over a file of settings",
+        ["--report=<tmp>/x", "--overwrite"],
+        "--report <tmp>/x: exists, and is not of this program; give another name",
+        {"x": "{}"},
+    ),
+    one(
+        "a column that predictions would have, too",
+        ["--dataset=<tmp>/x.csv", "--errors=<tmp>/wrong.csv"],
+        "--predictions, --errors: x.csv has a column 'probability' already; rename it",
+        {"x.csv": "text,label,probability\nw1,positive,1\nw2,negative,0\n"},
+    ),
+    one(
+        "a label in other letters",
+        ["--dataset=<tmp>/x.csv"],
+        "--dataset <tmp>/x.csv: label 'Positive' (2 times, first in row 2) and 1 more are none of "
+        "the classes (is it 'positive'?); give one of negative, positive",
+        {"x.csv": "text,label\nw1,positive\nw2,Positive\nw3,Positive\nw4,bad\n"},
     ),
     one(
         "errors where the predictions go",
@@ -1189,7 +1216,7 @@ EVAL = [
     one(
         "output there",
         ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
-        "--output <tmp>/out.csv: exists; give another name, or --overwrite",
+        "--output <tmp>/out.csv: exists, and is not of this program; give another name",
         {"in.csv": REVIEWS, "out.csv": "mine"},
     ),
     one(
@@ -1279,7 +1306,7 @@ EVAL = [
     one(
         "report is a note",
         "--report=<tmp>/x",
-        "<tmp>/x holds another report; give --report FILE, or --overwrite",
+        "--report <tmp>/x: exists, and is not of this program; give another name",
         {"x": "mine"},
     ),
     one(
@@ -1302,7 +1329,7 @@ EVAL = [
     one(
         "html of the user's",
         ["--html=<tmp>/r.html", "--overwrite"],
-        "--html <tmp>/r.html: exists; give another name (or --overwrite, for one of ours)",
+        "--html <tmp>/r.html: exists, and is not of this program; give another name",
         {"r.html": "<p>mine"},
     ),
     one(

@@ -343,7 +343,9 @@ def test_eval_writes_the_page_and_replaces_only_one_of_its_own(train_command, tm
     read = Page(page.read_text(encoding="utf-8"))
     report = json.loads((best / "report_test.json").read_text())
     assert findings.percent(report["accuracy"]) in read.words("dl")
-    assert "Loss and accuracy by step, in training and on validation texts" in read.words("svg")
+    assert "Loss, accuracy and macro-F1 by step, in training and on validation texts" in read.words(
+        "svg"
+    )
     assert "--max_length" in read.words("section", "th")
     assert len(read.words("ol", "blockquote")) == min(50, 61 - findings.number_right(report))
     with pytest.raises(UserError, match="exists"):

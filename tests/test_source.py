@@ -14,8 +14,17 @@ from conftest import ROOT, make_rows, write_csv
 RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
 RUNTIME += ["intervals", "card", "engines", "checkpoint", "board", "monitor"]
-REPORT = ["files", "asked", "terminal", "predictions", "metrics", "calibration", "comparison"]
-REPORT += ["thresholds", "texts", "look", "findings", "plots", "history", "page"]
+REPORT = [
+    "files",
+    "asked",
+    "findings",
+    "terminal",
+    "predictions",
+    "metrics",
+    "calibration",
+    "comparison",
+]
+REPORT += ["thresholds", "texts", "look", "plots", "history", "page"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
 HOUSE += [f"report.{name}" for name in REPORT] + ["data", "eval", "train"]

@@ -558,7 +558,7 @@ def test_numbers_are_the_classes_of_a_model_that_names_none(label, declared, tak
     Dataset.from_dict(rows, Features({"text": Value("string"), "label": kind})).to_parquet(path)
     table = read_table(str(path), "test")
     if taken is None:
-        with pytest.raises(UserError, match="is none of the classes; give one of LABEL_0"):
+        with pytest.raises(UserError, match="none of the classes; give one of LABEL_0"):
             label_rows(table, "text", "label", ["LABEL_0", "LABEL_1"])
         return
     texts = label_rows(table, "text", "label", ["LABEL_0", "LABEL_1"])
