@@ -175,5 +175,5 @@ class EvalConfig:
         None, "keep this probability in --ckpt, with --thresholds", FROM_0_BELOW_1
     )
     html: str | None = flag(None, "file for the report as a page with plots, for a browser")
-    overwrite: bool = flag(False, "replace --output, --html, or a report of other weights or texts")
+    overwrite: bool = flag(False, "replace files that eval.py wrote; never others")
     num_threads: int | None = flag(None, "CPU threads; default: all cores", AT_LEAST_1)

@@ -72,7 +72,8 @@ def load_splits(config, tokenizer) -> Splits:
     ]
     notes += describe_pairs(train.text_columns, tokenizer)
     notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
-    notes += describe_unknown(*(column(ids[0], name).to_numpy() for name in ("unknown", "length")))
+    counts = (column(ids[0], name).to_numpy() for name in ("unknown", "length"))
+    notes += describe_unknown(*counts, f"the training texts (cut at {config.max_length})")
     seen = what_model_has_seen(config).and_then(train, validation)
     return Splits(*ids, train.names, seen, notes)
 
@@ -353,7 +354,8 @@ def look_at(config: LookConfig) -> None:
         "train": of_train,
         "validation": count_tokens(validation, tokenizer, config.truncation)[1],
     }
-    notes += describe_pairs(train.text_columns, tokenizer) + describe_unknown(unknown, of_train)
+    notes += describe_pairs(train.text_columns, tokenizer)
+    notes += describe_unknown(unknown, of_train, "the training texts (not cut)")
     look = examine(train, validation, lengths, config.max_length)
     look["unknown_tokens"] = float(unknown.sum() / of_train.sum())
     if config.json:

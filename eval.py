@@ -99,11 +99,8 @@ class Classifier:
             Dataset.from_dict(ids), self.batch_size, self.tokenizer, self.accelerator
         )
 
-    def logits(self, texts: list[tuple[str, ...]]) -> torch.Tensor:
-        """(texts, classes) of about a thousand texts, or pairs of them."""
-        return self.logits_of(self.encode(texts))
-
-    def logits_of(self, ids: dict[str, list]) -> torch.Tensor:
+    def logits(self, ids: dict[str, list]) -> torch.Tensor:
+        """(texts, classes) of the token ids of about a thousand texts."""
         return predict(self.model, self.batches(ids), len(ids["input_ids"]), self.accelerator)
 
     def predict_split(self, texts: LabelledTexts) -> Predicted:
@@ -111,7 +108,7 @@ class Classifier:
         with tqdm(total=len(texts), unit=" texts", disable=None) as bar:
             for chunk in texts.chunks():
                 ids = self.encode(chunk)
-                columns["logits"].append(self.logits_of(ids).numpy())
+                columns["logits"].append(self.logits(ids).numpy())
                 columns["length"].append(ids["length"])
                 columns["cut"].append(ids["cut"])
                 bar.update(len(chunk))

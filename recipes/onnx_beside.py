@@ -72,8 +72,16 @@ def write_names(classifier: Classifier, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields, indent=1), encoding="utf-8")
 
 
-def write_card(ckpt: str, classifier: Classifier, lines: list[str], folder: Path) -> None:
-    """README.md. `lines`: what was measured."""
+THRESHOLD = """
+A threshold of {:g} was chosen for PyTorch's weights: eval.py leaves a text of a lower probability
+without a label. `model.onnx` has the same probabilities; for `model_int8.onnx` choose it anew.
+"""
+
+
+def write_card(
+    ckpt: str, classifier: Classifier, threshold: float | None, lines: list[str], folder: Path
+) -> None:
+    """README.md. `threshold`: that of --store_threshold; `lines`: what was measured."""
     own, names = classifier.tokenizer, classifier.names
     most, side = own.model_max_length, own.padding_side
     pad = f"on the {side} with token {own.pad_token_id} and a mask of 0"
@@ -103,6 +111,7 @@ def write_card(ckpt: str, classifier: Classifier, lines: list[str], folder: Path
         cut=cut,
         reads=reads,
         batches=batches,
+        threshold="" if threshold is None else THRESHOLD.format(threshold),
         table="\n".join(lines),
         hardware=describe_machine()["hardware"],
         threads=torch.get_num_threads(),

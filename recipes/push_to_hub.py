@@ -35,14 +35,14 @@ if __name__ == "__main__":
 
 import contextlib
 
-import numpy as np
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from runtime.card import card_for_hub, json_for_hub, load_json
+from report.thresholds import STORED, stored_threshold
+from runtime.card import card_for_hub, checksum, json_for_hub, load_json
 from runtime.checkpoint import read_training_settings
 from runtime.folders import CARD, MANIFEST
-from runtime.hub import in_few_words
+from runtime.hub import in_few_words, weight_files
 from runtime.processes import run_command
 from runtime.seen import FILES
 
@@ -63,6 +63,8 @@ def push(config: PushConfig) -> None:
         raise UserError(f"--ckpt {folder}: train.py did not write it; give the best/ of a training")
     card = card_for_hub(folder, Config, config.name)
     sent = {CARD: str(card).encode(), **json_for_hub(folder)}
+    if stored_threshold(folder, checksum(weight_files(folder))) is not None:
+        sent[STORED] = folder / STORED
     stays = sort_files(folder, sent, config.with_hashes)
     files = [CommitOperationAdd(name, content) for name, content in sent.items()]
     for file in files:
@@ -82,18 +84,16 @@ def push(config: PushConfig) -> None:
 def sort_files(folder: Path, sent: dict[str, Path | bytes], with_hashes: bool) -> dict[str, str]:
     """Why each file stays that does. The others are added to `sent`: those that train.py wrote."""
     listed, stays = load_json(folder / MANIFEST), {MANIFEST: "sums of the files as they are here"}
-    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
-        name = path.relative_to(folder).as_posix()
-        if name in {*sent, *stays}:
-            continue
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(there - {*sent, *stays}):
         if Path(name).match("report_*.json"):
             stays[name] = "a report of other weights"
         elif name not in listed:
             stays[name] = "train.py did not write it"
-        elif not with_hashes and (name in FILES or (".npz" in name and "hashes" in np.load(path))):
+        elif name in FILES and not with_hashes:
             stays[name] = "its hashes tell whether a text was trained on (--with_hashes)"
         else:
-            sent[name] = path
+            sent[name] = folder / name
     return stays
 
 

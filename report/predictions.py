@@ -26,6 +26,7 @@ from runtime.formats import (
     require_single,
     write_chunks,
 )
+from runtime.notes import describe_unknown
 from runtime.splits import read_table
 from runtime.tables import LabelledTexts, find_text_columns, split_columns, text_cells, text_tuples
 
@@ -37,10 +38,13 @@ def print_predictions(texts: tuple[str, ...], classifier, threshold: float = 0.0
         raise UserError(
             f"--text: the model reads pairs of texts ({classifier.text_column}); give --input FILE"
         )
-    logits = classifier.logits([(text,) for text in texts])
-    for text, row in zip(texts, logits.softmax(-1), strict=True):
+    ids = classifier.encode([(text,) for text in texts])
+    for text, row in zip(texts, classifier.logits(ids).softmax(-1), strict=True):
         label = classifier.names[row.argmax()] if row.max() >= threshold else NO_LABEL
         classifier.accelerator.print(f"{label}  {row.max():.4f}  {text}")
+    counts = np.array(ids["unknown"]), np.array(ids["length"])
+    for line in describe_unknown(*counts, "these texts"):
+        classifier.accelerator.print(line)
 
 
 NO_LABEL = "-"  # printed for a text whose probability is below the threshold
@@ -68,13 +72,15 @@ def write_predictions(config, classifier, threshold: float = 0.0) -> None:
         raise UserError(f"--input {source}: holds no rows; give a file that does")
     main = classifier.accelerator.is_main_process
     empty = unsure = 0
+    counts = []  # of unknown tokens, and of all
     with (
         write_chunks(output, read_dialect(source)) if main else contextlib.nullcontext() as write,
         tqdm(total=rows, unit=" texts", disable=None if main else True) as bar,
     ):
         for chunk in read_chunks(source):
             texts = read_texts(chunk, texts_in, config.input)
-            predicted = predict_texts(texts, classifier, threshold)
+            predicted, ids = predict_texts(texts, classifier, threshold)
+            counts.append(np.array([ids["unknown"], ids["length"]], dtype=int))
             empty += predicted[1].count(None)
             unsure += predicted[0].count(None) - predicted[1].count(None)
             if main:
@@ -83,6 +89,8 @@ def write_predictions(config, classifier, threshold: float = 0.0) -> None:
     without = f", {empty:,} of them empty, for empty texts" if empty else ""
     below = f"; {unsure:,} without a label, below a probability of {threshold}" if threshold else ""
     classifier.accelerator.print(f"{rows:,} predictions written to {output}{without}{below}")
+    for line in describe_unknown(*np.concatenate(counts, axis=1), f"the texts of {source.name}"):
+        classifier.accelerator.print(line)
 
 
 def predicted_columns(names: list[str]) -> list[str]:
@@ -102,20 +110,24 @@ def read_texts(chunk: pa.Table, columns: tuple[str, ...], given: str) -> list[tu
     return text_tuples(pa.table(cells, names=columns), columns)
 
 
-def predict_texts(texts: list[tuple[str, ...]], classifier, threshold: float) -> list[list]:
-    """Label, its probability, and that of each class: a list each, None for an empty text."""
+def predict_texts(
+    texts: list[tuple[str, ...]], classifier, threshold: float
+) -> tuple[list[list], dict[str, list]]:
+    """(Label, its probability, and that of each class: a list each, None for an empty text; the
+    token ids of the others, of data.encode.)"""
     valid = [number for number, text in enumerate(texts) if any(map(str.strip, text))]
     columns = [[None] * len(texts) for _ in range(2 + len(classifier.names))]
+    ids = {"unknown": [], "length": []}
     if valid:
-        logits = classifier.logits([texts[number] for number in valid])
-        shares = logits.double().softmax(-1)
+        ids = classifier.encode([texts[number] for number in valid])
+        shares = classifier.logits(ids).double().softmax(-1)
         best = shares.max(-1)
         values = torch.cat([best.values[:, None], shares], dim=1).tolist()
         for number, label, row in zip(valid, best.indices.tolist(), values, strict=True):
             columns[0][number] = classifier.names[label] if row[0] >= threshold else None
             for column, value in zip(columns[1:], row, strict=True):
                 column[number] = six_digits(value)
-    return columns
+    return columns, ids
 
 
 def six_digits(value: float) -> float:

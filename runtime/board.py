@@ -6,6 +6,7 @@ Independent of: how a step is made, scalars.
 
 import shlex
 import sys
+import warnings
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -23,7 +24,10 @@ def write_validation(
     """The confusion matrix as a picture, and a precision-recall curve of each class (of the second
     alone, if there are two)."""
     figure = draw_confusion(count_confusion(logits.argmax(-1), labels, len(names)), names)
-    writer.add_figure("eval/confusion", figure, step, close=False)
+    with warnings.catch_warnings():
+        # matplotlib's font lacks the letters of many scripts, and it would say so of each.
+        warnings.filterwarnings("ignore", "Glyph")
+        writer.add_figure("eval/confusion", figure, step, close=False)
     if len(names) > MOST_CURVES:
         return
     probabilities = logits.softmax(-1)

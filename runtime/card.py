@@ -242,6 +242,7 @@ def describe_model(
         note=HEAD_TAIL_NOTE if settings["truncation"] == "head_tail" else "",
         rows="\n".join(map(table_row, scored)),
         step=scored[0].scores["step"],
+        metric=METRICS[settings.get("metric_for_best_model", "accuracy")],
         seen="".join(map(describe_also_in, scored)),
         command=textwrap.indent(training_command(settings, flags), "    "),
         machine="{hardware}; processes: {processes}, on {device}".format(**machine),
@@ -291,8 +292,8 @@ Of a longer text the {kept} {max_length} tokens are read.{note}
 {rows}
 
 The intervals are Wilson's, of the accuracy: they say how far it may be from that on all texts of
-that kind, and nothing of other seeds. The validation chose the step (step {step}), so its scores
-are a little too good.{seen}
+that kind, and nothing of other seeds. The validation chose the step (step {step}, with the best
+{metric}), so its scores are a little too good.{seen}
 
 ## Training
 
@@ -306,6 +307,7 @@ Files and folders are given without where they were. `training_config.json` hold
 - code: commit {commit}
 """
 
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 HEAD_TAIL_NOTE = """ The model was trained on
 the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
 pipeline keeps the start alone."""

@@ -5,6 +5,7 @@ line, a `UserError` when something is no longer finite. Independent of: how a st
 """
 
 import contextlib
+import dataclasses
 import math
 import os
 import shlex
@@ -22,7 +23,7 @@ from runtime.checkpoint import EVENTS, SUMS, Progress
 from runtime.engines import ENGINES, all_finite
 from runtime.flags import UserError
 from runtime.notes import largest_class
-from runtime.tables import column, split_columns
+from runtime.tables import column
 
 
 class Monitor:
@@ -234,8 +235,16 @@ def describe_start(run) -> str:
     if processes * passes > 1:
         size = config.per_device_train_batch_size
         parts.append(f"per process and step {passes} x at most {size} texts")
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    changed = [name for name in OBJECTIVE if getattr(config, name) != defaults[name]]
+    parts += [f"--{name} {getattr(config, name)}" for name in changed]
     start = f"resuming at step {run.progress.step}" if run.progress.step else "starting"
     return f"{start}: {'; '.join(parts)}"
+
+
+# Flags that decide what is learnt and which step is kept: said if they are not the defaults.
+OBJECTIVE = ("class_weights", "label_smoothing_factor")
+OBJECTIVE += ("metric_for_best_model", "early_stopping_patience")
 
 
 def describe_validation(run, scores, better: bool) -> str:
@@ -264,11 +273,8 @@ def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
     progress, best = run.progress, run.progress.best_scores
     words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
-    data = run.config.dataset
-    if Path(data).is_file():  # which has no split for testing
-        pairs = len(split_columns(run.config.text_column)) == 2  # --text cannot say them
-        of_file = ["--input", data, "--output", "predictions.csv"]
-        words += of_file if pairs else ["--text", "A text to classify."]
+    if Path(run.config.dataset).is_file():  # which has no split for testing
+        words += ["--split", "validation"]
     early = f"ended at step {progress.step}, out of patience; " * (progress.step < run.total_steps)
     return (
         f"{early}best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "

@@ -59,14 +59,17 @@ def describe_cut(train: Dataset, validation: Dataset, max_length: int) -> str:
     )
 
 
-def describe_unknown(unknown: np.ndarray, lengths: np.ndarray) -> list[str]:
+def describe_unknown(unknown: np.ndarray, lengths: np.ndarray, which: str) -> list[str]:
     """A line on tokens that stand for words that the tokenizer does not know, if there are any; a
-    warning for a twentieth of all. Args: (texts,) each, of the training texts."""
-    share = unknown.sum() / lengths.sum()
+    warning for a twentieth of all. Args: (texts,) each; words for which texts these are."""
+    share = unknown.sum() / max(1, lengths.sum())
     if not share:
         return []
     texts = (unknown > 0).sum()
-    line = f"{share:.1%} of the tokens are unknown to the tokenizer, in {texts:,} texts"
+    line = (
+        f"{share:.1%} of the tokens of {which} are unknown to the tokenizer, in "
+        f"{texts:,} {'text' if texts == 1 else 'texts'}"
+    )
     if share < 0.05:
         return [line]
     return [f"warning: {line}: choose a --model that knows their language and script"]

@@ -179,4 +179,5 @@ def train_family(model: Path, output: Path, **flags) -> Path:
 def logits_in_batches_of(size: int, best: Path) -> torch.Tensor:
     """(60, 2), by eval.py's classifier."""
     given = EvalConfig(ckpt=str(best), num_threads=1, per_device_eval_batch_size=size)
-    return evaluation.open_classifier(given).logits([(text,) for text, _ in TEXTS])
+    classifier = evaluation.open_classifier(given)
+    return classifier.logits(classifier.encode([(text,) for text, _ in TEXTS]))

@@ -56,7 +56,9 @@ def test_a_pipeline_gives_the_labels_and_scores_of_eval(bests, which):
     best = bests[which]
     assert sum(len(text.split()) > 14 for text in TEXTS) > 20
     classifier = evaluation.open_classifier(EvalConfig(ckpt=str(best), num_threads=1))
-    scores, labels = classifier.logits([(text,) for text in TEXTS]).softmax(-1).max(-1)
+    scores, labels = (
+        classifier.logits(classifier.encode([(text,) for text in TEXTS])).softmax(-1).max(-1)
+    )
     classify = pipeline("text-classification", str(best), truncation=True, device="cpu")
     assert classify.tokenizer.model_max_length == 16
     answers = classify(TEXTS)
@@ -120,7 +122,7 @@ def test_files_are_as_readable_as_the_umask_says(tmp_path):
 
 def logits_of(ckpt) -> torch.Tensor:
     classifier = evaluation.open_classifier(EvalConfig(ckpt=str(ckpt), num_threads=1))
-    return classifier.logits([(text,) for text in TEXTS])
+    return classifier.logits(classifier.encode([(text,) for text in TEXTS]))
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ def test_no_file_of_the_user_is_overwritten(uneven, tiny, overwrite):
     without its look at the key."""
     before = uneven.read_bytes()
     flags = [f"--dataset={uneven}", f"--model={tiny}", "--max_length=20", f"--json={uneven}"]
-    with pytest.raises(UserError, match="exists; give another name"):
+    with pytest.raises(UserError, match="exists, and is not of this program"):
         data.main([*flags, *["--overwrite"] * overwrite])
     assert uneven.read_bytes() == before
     look = uneven.with_name("look.json")

@@ -113,7 +113,8 @@ def test_both_files_answer_as_eval_in_any_batch(kind, request):
     write_tokenizer (the export refuses itself)."""
     folder = request.getfixturevalue(kind)
     texts = PAIRS if kind == "pairs" else [(text,) for text in TEXTS]
-    expected = open_best(folder / "best").logits(texts)
+    classifier = open_best(folder / "best")
+    expected = classifier.logits(classifier.encode(texts))
     tokenizer = Tokenizer.from_file(str(folder / "onnx" / "tokenizer.json"))
     for file, tolerance in zip(FILES, (1e-5, 0.3), strict=True):
         session = onnxruntime.InferenceSession(folder / "onnx" / file)
@@ -174,7 +175,7 @@ def test_the_example_of_the_readme_answers_as_eval_without_torch(single, pairs, 
     answers = {}
     for name, folder in exports.items():
         classifier = open_best(bests[name])
-        shares = classifier.logits(asked[name]).softmax(-1).max(-1)
+        shares = classifier.logits(classifier.encode(asked[name])).softmax(-1).max(-1)
         labels, found = zip(*map(str.split, said[str(folder)]), strict=True)
         assert list(labels) == [classifier.names[number] for number in shares.indices]
         assert list(map(float, found)) == pytest.approx(shares.values.tolist(), abs=1e-5)
@@ -224,13 +225,18 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(
 
 
 def test_only_an_export_is_replaced_and_what_a_user_put_there_stays(single, quick, tmp_path):
-    """Red: require_own without is_export; remove_copies left out of export."""
+    """And the new one names the threshold that was stored meanwhile. Red: require_own without
+    is_export; remove_copies left out of export; `threshold` None in it."""
     output = tmp_path / "onnx"
     export(single / "best", output)
     with pytest.raises(UserError, match="exists; give another folder"):
         export(single / "best", output)
     (output / "note.txt").write_text("mine")
+    assert "threshold" not in (output / "README.md").read_text()
+    evaluation.main([f"--ckpt={single / 'best'}", "--thresholds", "--store_threshold=0.5"])
     export(single / "best", output, overwrite=True)
+    (single / "best" / "threshold.json").unlink()
+    assert "A threshold of 0.5 was chosen" in (output / "README.md").read_text()
     assert (output / "note.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
     (tmp_path / "mine").mkdir()

@@ -311,6 +311,74 @@ def test_a_name_is_cut_to_the_width_and_keeps_both_ends(text, width):
     assert line.endswith(end)
 
 
+def test_a_page_of_the_validation_split_warns_wherever_it_matters(two, tmp_path):
+    """Red: `on_validation` always False; always True."""
+    report, *rest = copy.deepcopy(two)
+    other = " ".join(make_page(tmp_path, report, *rest).words("body"))
+    report["of"] = {"split": "validation", "dataset": "/data/reviews.csv", "precision": "no"}
+    page = make_page(tmp_path, report, *rest)
+    here = " ".join(page.words("body"))
+    assert page.words("h1", "bdi") == ["Report: a classifier on reviews.csv, validation"]
+    for words in (
+        "These texts chose the step of the weights",
+        "reviews.csv, the validation texts, which chose the step",
+        "fitted on these very texts, give",
+        "These are the texts of this report: on others, expect a little less.",
+    ):
+        assert words in here
+        assert words not in other
+
+
+def test_a_comparison_is_judged_by_both_metrics(two):
+    """Red: the accuracy's figures for both in of_comparison; `low <= 0` alone in judge."""
+    found = copy.deepcopy(two[0]["comparison"])
+    accuracy, macro_f1, differ = findings.of_comparison(found)
+    assert accuracy.startswith("Accuracy: 91.2\u00a0% beside 90.0\u00a0%, +1.2 points;")
+    assert accuracy.endswith("holds 0: the difference may be chance.")
+    assert macro_f1.endswith("interval +0.2 to +3.0: this model is better.")
+    assert differ.startswith(
+        "They differ on 98 texts; only this one is right on 61, only the other"
+    )
+    found |= {"mcnemar": None, "other": ["b/best", "c/best"]}
+    assert findings.of_comparison(found)[2:] == [
+        "They differ on 98 texts.",
+        "Figures of a side with several seeds are the means of these.",
+    ]
+
+
+def test_a_low_macro_f1_is_explained_by_its_cause(two):
+    """Classes that are only answered count as 0. Red: `foreign` always empty, or always all."""
+    report = copy.deepcopy(two[0]) | {"accuracy": 0.9, "macro_f1": 0.5, "interval_95": [0.8, 0.95]}
+    assert "mostly small ones" in findings.of_headline(report)[-1]
+    report["confusion"] = [[0, 0], [10, 90]]
+    report["classes"]["negative"]["examples"] = 0
+    assert "negative" in (line := findings.of_headline(report)[-1])
+    assert line.endswith("no text here but which the model answers, count as 0.")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [("macro_f1", "with the best macro-F1 of a"), ("loss", "with the lowest loss of a")],
+)
+def test_the_curves_say_by_what_the_step_was_chosen(two, tmp_path, metric, words):
+    """Red: `metric` left out in curves_section; "macro_f1" left out of plot_curves."""
+    report, run, mistakes, curves = copy.deepcopy(two)
+    run["settings"]["metric_for_best_model"] = metric
+    page = make_page(tmp_path, report, run, mistakes, curves)
+    assert any(f"of step 800, {words} whole validation." in line for line in page.words("p"))
+    assert {"loss", "accuracy", "macro-F1"} <= set(page.words("svg", "text"))
+
+
+def test_a_stored_threshold_is_judged_on_the_texts_of_the_report(two):
+    """Red: of_stored left out."""
+    stored = {"min_probability": 0.9, "coverage": 0.701, "accuracy": 0.9523, "texts": 1402}
+    said = findings.of_thresholds(two[0] | {"at_stored_threshold": stored})[-1]
+    assert said == (
+        "The stored threshold is 0.9: of the texts of this report it decides 70.1\u00a0%; of these "
+        "95.2\u00a0% are right."
+    )
+
+
 # ---------------------------------------------------------------- from eval.py
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, make_rows, train_small, write_csv
@@ -173,6 +172,7 @@ def best(tiny, corpus, tmp_path_factory):
     june = write_csv(home / "june.csv", make_rows(20, seed=3))
     for flags in [], [f"--dataset={june}", f"--compare={best}"], ["--split=validation"]:
         evaluation.main([f"--ckpt={best}", "--num_threads=1", *flags])
+    evaluation.main([f"--ckpt={best}", "--thresholds", "--store_threshold=0.5"])
     for name in ("notes.txt", "report_test.html", "report_mine.json"):
         (best / name).write_text("{}")
     return best
@@ -183,7 +183,7 @@ def push(best: Path, *flags: str) -> None:
 
 
 WHOLE = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-WHOLE |= {"validation.json", "validation.npz"}  # sent as they are
+WHOLE |= {"validation.json", "validation.npz", "threshold.json"}  # sent as they are
 CHANGED = {"README.md", "training_config.json", "report_test.json", "report_june.json"}
 CHANGED |= {"report_validation.json"}
 HASHES = {"training_texts.npy", "validation_texts.npy"}
@@ -229,23 +229,12 @@ def test_what_arrives_is_the_folder_but_for_what_is_private(best, hub, tmp_path,
         evaluation.main([f"--ckpt={tmp_path}", "--num_threads=1"])
 
 
-def test_hashes_go_if_asked_for_also_those_of_a_validation(best, hub, tmp_path):
-    """Red: sort_files that goes by names alone; one without `with_hashes`."""
-
-    def fill(folder: Path) -> None:
-        for path in best.iterdir():
-            if path.name != MANIFEST and path.name not in ("notes.txt", "README.md"):
-                (folder / path.name).write_bytes(path.read_bytes())
-        np.savez(folder / "validation.npz", logits=np.zeros(2), hashes=np.zeros(2, "u8"))
-        np.savez(folder / "other.npz", logits=np.zeros(2))
-
-    write_folder(tmp_path / "best", fill)
-    push(tmp_path / "best")
-    hashes = HASHES | {"validation.npz"}
-    assert not hashes & set(hub.files)
-    assert "other.npz" in hub.files
-    push(tmp_path / "best", "--overwrite", "--with_hashes")
-    assert hashes <= set(hub.files)
+def test_hashes_go_if_asked_for(best, hub):
+    """Red: sort_files without `with_hashes`."""
+    push(best)
+    assert not HASHES & set(hub.files)
+    push(best, "--overwrite", "--with_hashes")
+    assert set(hub.files) >= HASHES
     assert hub.commits == 2
 
 

@@ -589,9 +589,31 @@ def test_tokens_that_the_tokenizer_does_not_know_are_said(tiny, tmp_path):
         assert sum(splits.train["unknown"]) <= rows
     assert said[0] == []
     assert said[2] == [
-        "warning: 20.0% of the tokens are unknown to the tokenizer, in 28 texts: choose a --model "
-        "that knows their language and script"
+        "warning: 20.0% of the tokens of the training texts (cut at 512) are unknown to the "
+        "tokenizer, in 28 texts: choose a --model that knows their language and script"
     ]
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_said_of_predictions_too(
+    train_command, tmp_path, capsys
+):
+    """Red: describe_unknown left out of print_predictions, or of write_predictions; ids of an empty
+    file's texts, of which there are none."""
+    best = train_command(max_steps=1) / "best"
+    capsys.readouterr()
+    evaluation.main([f"--ckpt={best}", "--text=雨", "--text=w1 w2 w3"])
+    said = capsys.readouterr().out
+    assert (
+        "warning: 12.5% of the tokens of these texts are unknown to the tokenizer, in 1 te" in said
+    )
+    for texts, words in (
+        (["雨", "w1 w2 w3", " "], "warning: 12.5% of the tokens of the texts of i"),
+        ([" "], ""),
+    ):
+        source = write_csv(tmp_path / "in.csv", [[text] for text in texts], ["text"])
+        output = f"--output={tmp_path / 'out.csv'}"
+        evaluation.main([f"--ckpt={best}", f"--input={source}", output, "--overwrite"])
+        assert capsys.readouterr().out.count("unknown to") == bool(words)
 
 
 @pytest.mark.parametrize("name", ["bert", "tiny"])
