@@ -29,6 +29,7 @@ from forked import Forked
 
 import eval as evaluation
 import train
+from recipes import export_onnx, push_to_hub
 from runtime import hub
 from runtime.flags import UserError
 from runtime.processes import run_command
@@ -1333,6 +1334,12 @@ EVAL = [
         {"r.html": "<p>mine"},
     ),
     one(
+        "its validation is gone",
+        [],
+        "--ckpt <tmp>/best: validation.npz is missing; restore it or train anew",
+        {"best/validation.npz": None},
+    ),
+    one(
         "html in no folder",
         "--html=<tmp>/no/r.html",
         "--html <tmp>/no/r.html: folder <tmp>/no is not there; make it, or give another",
@@ -1341,6 +1348,60 @@ EVAL = [
         "html with text",
         ["--text=w1", "--html=<tmp>/r.html"],
         "--html <tmp>/r.html: is for the test split; leave it out with --text",
+    ),
+]
+
+
+EXPORT = [
+    one(
+        "output there",
+        "--output=<tmp>/onnx",
+        "--output <tmp>/onnx: exists; give another folder (or --overwrite, for an export)",
+        {"onnx/mine.txt": "mine"},
+    ),
+    one(
+        "output a folder of the user's, to be replaced",
+        ["--output=<tmp>/onnx", "--overwrite"],
+        "--output <tmp>/onnx: exists; give another folder (or --overwrite, for an export)",
+        {"onnx/mine.txt": "mine"},
+    ),
+    one(
+        "output in no folder",
+        "--output=<tmp>/no/onnx",
+        "--output <tmp>/no/onnx: cannot be written in <tmp>/no; give another folder",
+    ),
+    one(
+        "no such checkpoint",
+        "--ckpt=<tmp>/x",
+        f"--ckpt <tmp>/x: no checkpoint there (no config.json){NO_CHECKPOINT}",
+    ),
+    one(
+        "input without a text",
+        "--input=<tmp>/x.csv",
+        "--input <tmp>/x.csv: holds no text; give a file that does",
+        {"x.csv": "text\n \n"},
+    ),
+    one(
+        "input without the column",
+        "--input=<tmp>/x.csv",
+        "--text_column text: no such column in x.csv; give one of body",
+        {"x.csv": "body\nw1\n"},
+    ),
+]
+
+PUSH = [
+    one("no name", [], "--name: is missing; give USER/MODEL"),
+    flag("--name=stars", "--name stars: give USER/MODEL, letters, digits, -_."),
+    one(
+        "a name, and no token",
+        "--name=me/stars",
+        "--name me/stars: no token; give one by hf auth login, or HF_TOKEN",
+    ),
+    one(
+        "another program's model",
+        ["--ckpt=<tmp>/model", "--name=me/stars", "--dry_run"],
+        "--ckpt <tmp>/model: train.py did not write it; give the best/ of a training",
+        {"model/mine": ""},
     ),
 ]
 
@@ -1443,6 +1504,22 @@ def test_eval(case, places, capfd):
     copied = any(name.startswith("best/") for name in case.files)
     ckpt = places["tmp"] / "best" if copied else places["finished"] / "best"
     assert_lines(case, evaluation.main, [f"--ckpt={ckpt}", "--num_threads=1"], places, capfd)
+
+
+@table(EXPORT)
+def test_export_onnx(case, places, capfd):
+    """Red: require_own without one of its checks; read_input without its look for texts."""
+    ckpt = f"--ckpt={places['finished'] / 'best'}"
+    good = [ckpt, "--num_threads=1", f"--output={places['tmp'] / 'new'}"]
+    assert_lines(case, export_onnx.main, good, places, capfd)
+
+
+@table(PUSH)
+def test_push_to_hub(case, places, capfd, monkeypatch):
+    """Red: push without one of its checks."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    ckpt = f"--ckpt={places['finished'] / 'best'}"
+    assert_lines(case, push_to_hub.main, [ckpt], places, capfd)
 
 
 @pytest.mark.parametrize("flag", ["--dataset=nobody/nothing", "--model=nobody/nothing"])

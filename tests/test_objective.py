@@ -139,12 +139,14 @@ def test_the_best_step_is_the_first_with_the_best_metric(metric, step, scripted,
 def test_a_run_ends_when_patience_does(patience, end, scripted, train_command, tmp_path, capsys):
     """After so many validations that were no better; the same run again is finished; one that was
     stopped on the way ends in the same bits. Red: `>` for `>=` in out_of_patience; `finished`
-    without it (the second command goes on); `step` for `step // every` there."""
+    without it (the second command goes on); `step` for `step // every` there;
+    OBJECTIVE left out of describe_start."""
     flags = {"validate_steps": 3, "early_stopping_patience": patience}
     whole = train_command(output_dir=tmp_path / "whole", **flags)
     state = json.loads((whole / "last" / "progress.json").read_text())["progress"]
     assert (state["step"], state["best_step"]) == (end, 6)
     said = capsys.readouterr().out
+    assert f"; float32; --early_stopping_patience {patience}\n" in said
     assert (f"ended at step {end}, out of patience; best/ is step 6 of 28" in said) == (end < 28)
     assert scalars(whole)["train/loss"][-1][0] == end
     train_command(output_dir=tmp_path / "whole", **flags)

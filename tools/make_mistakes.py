@@ -28,6 +28,8 @@ def mistakes_page() -> str:
         "Models": test_mistakes.MODELS,
         "The output folder": test_mistakes.OUTPUT,
         "eval.py": test_mistakes.EVAL,
+        "recipes/export_onnx.py": test_mistakes.EXPORT,
+        "recipes/push_to_hub.py": test_mistakes.PUSH,
     }
     lines = [HEAD.format(count=sum(map(len, tables.values())))]
     for title, cases in tables.items():
