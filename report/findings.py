@@ -70,15 +70,15 @@ def of_headline(report: dict) -> list[str]:
             f"{number_right(report):,} of {texts:,} texts are right. These texts chose the step of "
             "the weights, so the figures are a little too good: show those of a test set."
         ]
-    baselines = report.get("baselines", {})
+    baselines = report["baselines"]
     words = {"bag_of_words": "bag of words", "largest_class": "largest class"}
-    known = {word: baselines[key] for key, word in words.items() if is_number(baselines.get(key))}
+    known = {word: baselines[key] for key, word in words.items() if is_number(baselines[key])}
     if known:
         best = max(known, key=known.get)
         said.append(beside_baseline(best, known[best], accuracy, low))
         said += of_part(baselines)
-    macro = report.get("macro_f1")
-    if macro is not None and macro < accuracy - 0.05:
+    macro = report["macro_f1"]
+    if macro < accuracy - 0.05:
         said.append(
             f"Macro-F1, which counts every class alike, is only {percent(macro)}: {why_low(report)}"
         )
@@ -86,7 +86,7 @@ def of_headline(report: dict) -> list[str]:
 
 
 def on_validation(report: dict) -> bool:
-    return report["of"].get("split") == "validation"
+    return report["of"]["split"] == "validation"
 
 
 def why_low(report: dict) -> str:
@@ -106,7 +106,7 @@ def why_low(report: dict) -> str:
 
 
 def of_part(baselines: dict) -> list[str]:
-    there, count = baselines.get("learnt_from"), baselines.get("of")
+    there, count = baselines["learnt_from"], baselines["of"]
     if there == count:
         return []
     return [
@@ -136,14 +136,14 @@ def beside_baseline(word: str, baseline: float, accuracy: float, low: float) -> 
 
 def of_run(report: dict) -> list[str]:
     said = []
-    seen = report["of"].get("also_in", {})
-    if seen.get("training"):
+    seen = report["of"]["also_in"]
+    if seen["training"]:
         share = percent(seen["training"] / report["examples"])
         said.append(
             f"{seen['training']:,} of these texts ({share}) were trained on as well: on those the "
             "model is better than it would be on new ones."
         )
-    commits = [(report.get(name) or {}).get("commit") for name in ENVIRONMENTS]
+    commits = [(report[name] or {}).get("commit") for name in ENVIRONMENTS]
     if all(commits) and commits[0] != commits[1]:
         said.append("Training and evaluation were done by different commits of the code.")
     return said
@@ -225,7 +225,7 @@ def of_confusion(report: dict) -> list[str]:
     ]
     if not has_numbers(report["classes"]):
         said.append("The largest mistake has the full colour: the rest are compared with it.")
-    if pairs := report.get("confused"):
+    if pairs := report["confused"]:
         first = pairs[0]
         said.append(
             f"The most frequent mistake: {named(first['true'])} taken for "
@@ -265,7 +265,7 @@ def of_calibration(calibration: dict, validation: bool = False) -> list[str]:
         said.append(f"The model is {kind}: {example}; {error}.")
     if any(group["texts"] < FEW_TEXTS for group in bins):
         said.append(f"Hollow points have fewer than {FEW_TEXTS} texts and say little.")
-    if calibration.get("ece_after") is not None:
+    if calibration["ece_after"] is not None:
         texts = f"{calibration['fitted_on']:,} validation texts"
         texts = "these very texts" if validation else texts
         said.append(
@@ -352,7 +352,7 @@ def of_thresholds(report: dict) -> list[str]:
                 f"{percent(row['accuracy'])} are right.".replace("% right", "\u00a0% right", 1)
             )
             break
-    return said + of_stored(report.get("at_stored_threshold"))
+    return said + of_stored(report["at_stored_threshold"])
 
 
 def of_stored(found: dict | None) -> list[str]:

@@ -54,8 +54,8 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
             missing.append(title)
         else:
             sections.append(section(title, *content))
-    texts = Path(str(report["of"].get("dataset", "texts"))).name
-    title = f"Report: {run.get('name', 'a classifier')} on {texts}"
+    texts = Path(report["of"]["dataset"]).name
+    title = f"Report: {run['name']} on {texts}"
     title += ", validation" * findings.on_validation(report)
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     contents = [
@@ -172,12 +172,12 @@ def table(caption: str, head: list[str], rows: list[list], class_: str = "") -> 
 
 
 def headline(report: dict) -> ElementTree.Element:
-    baselines = report.get("baselines", {})
+    baselines = report["baselines"]
     figures = {
         "Accuracy": report["accuracy"],
-        "Macro-F1": report.get("macro_f1"),
-        "Bag of words": baselines.get("bag_of_words"),
-        "Largest class": baselines.get("largest_class"),
+        "Macro-F1": report["macro_f1"],
+        "Bag of words": baselines["bag_of_words"],
+        "Largest class": baselines["largest_class"],
     }
     notes = {
         "Accuracy": f"95\u00a0% interval {span(report['interval_95'])}",
@@ -199,15 +199,15 @@ def headline(report: dict) -> ElementTree.Element:
 
 
 def run_section(report, run, mistakes, curves) -> tuple:
-    of, settings, best = report["of"], run.get("settings", {}), run.get("validation", {})
+    of, settings, best = report["of"], run["settings"], run["validation"]
     rows = {
-        "Evaluated on": f"{of.get('dataset', 'unknown')}, {name_split(of)}",
+        "Evaluated on": f"{of['dataset']}, {name_split(of)}",
         "Part of it": of.get("max_test_samples") and f"{of['max_test_samples']:,} texts at most",
-        "Weights": f"SHA-256 {str(of.get('weights', 'unknown'))[:16]}",
-        "Precision": of.get("precision", "unknown").replace("no", "float32"),
+        "Weights": f"SHA-256 {of['weights'][:16]}",
+        "Precision": of["precision"].replace("no", "float32"),
         "Fine-tuned from": settings.get("model"),
         "Trained on": settings.get("dataset"),
-        "Training": " to ".join(run.get("dates", [])),
+        "Training": " to ".join(run["dates"]),
     }
     if best:
         metric = findings.METRICS[settings.get("metric_for_best_model", "accuracy")]
@@ -228,9 +228,9 @@ def run_section(report, run, mistakes, curves) -> tuple:
 
 
 def name_split(of: dict) -> str:
-    if of.get("split") == "validation":
+    if of["split"] == "validation":
         return "the validation texts, which chose the step"
-    return f"split {of.get('test_split', 'unknown')}"
+    return f"split {of['test_split']}"
 
 
 SHOWN_ABOVE = ("model", "dataset", "output_dir")
@@ -238,7 +238,7 @@ SHOWN_ABOVE = ("model", "dataset", "output_dir")
 
 def changed_table(run: dict) -> ElementTree.Element:
     """Settings of the training that differ from their defaults."""
-    defaults, settings = run.get("defaults", {}), run.get("settings", {})
+    defaults, settings = run["defaults"], run["settings"]
     changed = [
         (f"--{name}", own(str(settings[name])))
         for name, default in defaults.items()
@@ -252,7 +252,7 @@ def changed_table(run: dict) -> ElementTree.Element:
 
 
 def environment_table(report: dict) -> Iterator[ElementTree.Element]:
-    both = [flatten(report.get(name) or {}) for name in findings.ENVIRONMENTS]
+    both = [flatten(report[name] or {}) for name in findings.ENVIRONMENTS]
     rows = [
         [name, *(own(str(side.get(name, ""))) for side in both)] for name in {**both[1], **both[0]}
     ]
@@ -268,8 +268,8 @@ def flatten(environment: dict) -> dict:
 
 
 def curves_section(report, run, mistakes, curves) -> tuple:
-    step = run.get("validation", {}).get("step")
-    metric = run.get("settings", {}).get("metric_for_best_model", "accuracy")
+    step = run["validation"].get("step")
+    metric = run["settings"].get("metric_for_best_model", "accuracy")
     if not any(values for tag, values in curves.items() if tag.endswith(("/loss", "/accuracy"))):
         return (["There are none: no event files (runs/) are beside the folder of the model."],)
     label = "Loss, accuracy and macro-F1 by step, in training and on validation texts"
@@ -305,18 +305,16 @@ def confusion_section(report, run, mistakes, curves) -> tuple:
             f"{pair['texts']:,}",
             percent(pair["share"]),
         ]
-        for pair in report.get("confused", [])
+        for pair in report["confused"]
     ]
     head = ["Mistake", "Texts", "Of the class"]
     tables = [table("Most frequent mistakes", head, pairs)] if pairs else []
     return findings.of_confusion(report), plot, *tables
 
 
-def calibration_section(report, run, mistakes, curves) -> tuple | None:
-    calibration = report.get("calibration")
-    if not calibration:
-        return None
-    bins, after = calibration["bins"], calibration.get("bins_after")
+def calibration_section(report, run, mistakes, curves) -> tuple:
+    calibration = report["calibration"]
+    bins, after = calibration["bins"], calibration["bins_after"]
     sentences = findings.of_calibration(calibration, findings.on_validation(report))
     plot = plots.plot_reliability(bins, after, label=f"Reliability diagram. {sentences[1]}")
     rows = [
@@ -334,8 +332,8 @@ def calibration_section(report, run, mistakes, curves) -> tuple | None:
 
 
 def ranking_section(report, run, mistakes, curves) -> tuple | None:
-    found = report.get("curves")
-    if not found or report.get("roc_auc") is None:
+    found = report.get("curves")  # of two classes alone, of which there are texts
+    if not found:
         return None
     auc, average = report["roc_auc"], report["average_precision"]
     share = findings.share_of_second(report)
@@ -350,13 +348,11 @@ def span(interval) -> str:
     return low.removesuffix("\u00a0%") + f" to {high}"
 
 
-def lengths_section(report, run, mistakes, curves) -> tuple | None:
-    groups, kinds = report.get("by_length"), report.get("by_cut")
-    if not groups:
-        return None
-    sentences = findings.of_lengths(groups) + (findings.of_cut(kinds) if kinds else [])
+def lengths_section(report, run, mistakes, curves) -> tuple:
+    groups, kinds = report["by_length"], report["by_cut"]
+    sentences = findings.of_lengths(groups) + findings.of_cut(kinds)
     named_groups = {f"{group['from']} to {group['to']}": group for group in groups}
-    if kinds and len(kinds) > 1:
+    if len(kinds) > 1:
         named_groups |= {f"all {kind}": group for kind, group in kinds.items()}
     rows = [
         [name, f"{group['texts']:,}", percent(group["accuracy"]), span(group["interval_95"])]
@@ -368,7 +364,7 @@ def lengths_section(report, run, mistakes, curves) -> tuple | None:
 
 
 def thresholds_section(report, run, mistakes, curves) -> tuple | None:
-    rows = [row for row in report.get("thresholds", []) if row["texts"]]
+    rows = [row for row in report["thresholds"] if row["texts"]]
     if not rows:
         return None
     label = "Accuracy by the share of texts that are decided"

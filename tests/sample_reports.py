@@ -81,6 +81,7 @@ def old_report(names, labels, predicted, probabilities) -> dict:
         "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),
         "of": {
             "dataset": "/data/reviews.csv",
+            "split": "test",
             "test_split": "test",
             "text_column": "text",
             "label_column": "label",
@@ -125,8 +126,11 @@ def new_figures(names, labels, predicted, probabilities) -> dict:
         "baselines": {
             "largest_class": float(np.bincount(labels).max() / len(labels)),
             "bag_of_words": float(right.mean()) - 0.04,
+            "learnt_from": 800,
+            "of": 800,
         },
         "thresholds": thresholds(right, sure, len(names)),
+        "at_stored_threshold": None,
         "comparison": {
             "ours": ["runs/a/best"],
             "other": ["runs/b/best"],
@@ -220,6 +224,7 @@ def spread(points) -> np.ndarray:
 def make_run() -> dict:
     defaults = {"model": "distilbert-base-uncased", "learning_rate": 2e-5, "seed": 42}
     return {
+        "name": "stars/best",
         "settings": defaults | {"learning_rate": 1e-4, "dataset": "/data/reviews.csv"},
         "defaults": defaults,
         "validation": {
@@ -250,9 +255,3 @@ def make_curves() -> dict:
         "eval/accuracy": [(400, 0.86), (800, 0.8912), (1200, 0.887)],
         "eval/macro_f1": [(400, 0.85), (800, 0.8801), (1200, 0.879)],
     }
-
-
-def older(report: dict) -> dict:
-    """With the keys alone that reports have always had."""
-    names = "loss accuracy interval_95 examples classes confusion of environment"
-    return {name: report[name] for name in (*names.split(), "training_environment")}
