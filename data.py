@@ -71,7 +71,8 @@ def load_splits(config, tokenizer) -> Splits:
         for texts in (train, validation)
     ]
     notes += describe_pairs(train.text_columns, tokenizer)
-    notes += [describe_cut(*ids, config.max_length), describe_largest(ids[1], train.names)]
+    pairs = len(train.text_columns) == 2
+    notes += [describe_cut(*ids, config.max_length, pairs), describe_largest(ids[1], train.names)]
     counts = (column(ids[0], name).to_numpy() for name in ("unknown", "length"))
     notes += describe_unknown(*counts, f"the training texts (cut at {config.max_length})")
     seen = what_model_has_seen(config).and_then(train, validation)

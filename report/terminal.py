@@ -14,7 +14,7 @@ def show(report: dict) -> None:
     low, high = report["interval_95"]
     print(
         f"accuracy {report['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f}), macro-F1 "
-        f"{report['macro_f1']:.4f}, loss {report['loss']:.4f}, {report['examples']:,} texts"
+        f"{report['macro_f1']:.4f}, loss {report['loss']:.4f}, {texts(report['examples'])}"
     )
     show_baselines(report)
     show_classes(report)
@@ -27,6 +27,10 @@ def show(report: dict) -> None:
         )
     show_groups(report)
     show_stored(report["at_stored_threshold"])
+
+
+def texts(count: int) -> str:
+    return f"{count:,} {'text' if count == 1 else 'texts'}"
 
 
 def show_baselines(report: dict) -> None:
@@ -103,18 +107,18 @@ def show_groups(report: dict) -> None:
         low, high = row["interval_95"]
         print(
             f"{name:>{width}}: accuracy {row['accuracy']:.4f} ({low:.4f} to {high:.4f}), "
-            f"{row['texts']:,} texts"
+            f"{texts(row['texts'])}"
         )
 
 
-def show_thresholds(rows: list[dict], names: list[str], texts: int) -> None:
-    print(f"of the {texts:,} validation texts, those whose probability is at least the threshold:")
+def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
+    print(f"of the {count:,} validation texts, those whose probability is at least the threshold:")
     columns = numbered(names) if len(names) <= MOST_COLUMNS else ["lowest"]
     print(f"threshold  coverage  accuracy   95 % interval      precision {' '.join(columns)}")
     for row in rows:
         if not row["texts"]:
             print(f"{row['min_probability']:9.2f}  {0:8.1%}")
-            continue
+            break
         low, high = row["interval_95"]
         precisions = row["precision"]
         if len(names) > MOST_COLUMNS:
@@ -138,12 +142,12 @@ def show_comparison(found: dict) -> None:
         print(f"{flag} {', '.join(found[side])}: accuracy {each}{mean}, macro-F1 {macro_f1}")
     for metric, word in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
         low, high = found[metric]["interval_95"]
-        chance = ", which holds 0: it may be chance" * (low <= 0 <= high)
+        chance = ", which holds 0: it may be chance" * (low <= 0 <= high and found["differ"] > 0)
         print(
             f"{word}, --ckpt minus --compare: {found[metric]['difference']:+.4f} (95 % interval "
             f"{low:+.4f} to {high:+.4f}{chance})"
         )
-    print(f"they differ on {found['differ']:,} texts", end="")
+    print(f"they differ on {texts(found['differ'])}", end="")
     if exact := found["mcnemar"]:
         print(
             f"; only --ckpt is right on {exact['only_ours_right']:,}, only --compare on "

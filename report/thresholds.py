@@ -23,7 +23,7 @@ from runtime.heads import read_class_names
 from runtime.hub import find_checkpoint, load_pretrained, weight_files
 from runtime.intervals import wilson
 
-THRESHOLDS = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
 STORED = "threshold.json"
 
 

@@ -47,12 +47,14 @@ def count_repeats(*sides: LabelledTexts) -> dict[str, int]:
     }
 
 
-def describe_cut(train: Dataset, validation: Dataset, max_length: int) -> str:
+def describe_cut(train: Dataset, validation: Dataset, max_length: int, pairs: bool) -> str:
     """A line on texts that are longer than `max_length` tokens; a warning if a quarter are."""
     cut = np.concatenate([column(side, "cut").to_numpy() for side in (train, validation)])
     line = f"{cut.mean():.1%} of the texts are cut at {max_length} tokens"
     if cut.mean() < 0.25:
         return line
+    if pairs:
+        return f"warning: {line}; a larger --max_length keeps more, if the model reads that much"
     return (
         f"warning: {line}; --truncation head_tail keeps the end of a text, too, and a larger "
         "--max_length more of it, if the model reads that much"

@@ -21,6 +21,7 @@ from report.files import check_new
 from runtime.checkpoint import Progress
 from runtime.flags import UserError
 from runtime.monitor import describe_validation
+from runtime.notes import describe_cut
 
 
 @pytest.fixture
@@ -196,3 +197,11 @@ def test_no_file_of_the_user_is_overwritten(uneven, tiny, overwrite):
     check_new("--json", look, overwrite=True, key="baselines")
     with pytest.raises(UserError, match="exists"):
         check_new("--json", look, overwrite=False, key="baselines")
+
+
+def test_a_cut_that_is_refused_for_pairs_is_not_proposed_for_them():
+    """Red: `pairs` left out of describe_cut."""
+    side = Dataset.from_dict({"cut": [True, False]})
+    said = [describe_cut(side, side, 9, pairs) for pairs in (False, True)]
+    assert ["head_tail" in line for line in said] == [True, False]
+    assert all(line.startswith("warning: 50.0% of the texts are cut at 9 tokens;") for line in said)

@@ -157,7 +157,7 @@ def test_coverage_and_accuracy_at_each_threshold():
         assert row["coverage"] == len(sure) / len(table)
         assert row["accuracy"] == pytest.approx(sure.right.mean())
         assert row["precision"] == pytest.approx(sure.groupby("said").right.mean().tolist())
-    assert [row["min_probability"] for row in coverage_table(predicted)][:3] == [0.0, 0.5, 0.55]
+    assert [row["min_probability"] for row in coverage_table(predicted)][:3] == [0.0, 0.4, 0.5]
     assert coverage_table(None) == []
     assert coverage(predicted, 1.01)["accuracy"] is None
 
