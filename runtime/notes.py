@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from runtime.flags import UserError
-from runtime.tables import LabelledTexts, column
+from runtime.tables import LabelledTexts, column, quote_if_odd
 
 
 def describe_classes(texts: LabelledTexts) -> str:
@@ -15,8 +15,8 @@ def describe_classes(texts: LabelledTexts) -> str:
     counts = np.bincount(texts.labels, minlength=len(texts.names))
     largest = np.sort(np.argsort(-counts, kind="stable")[:20])
     each = [
-        f"{texts.names[number]}: {counts[number]:,} ({counts[number] / len(texts):.1%})"
-        for number in largest
+        f"{quote_if_odd(texts.names[number])}: {count:,} ({count / len(texts):.1%})"
+        for number, count in zip(largest, counts[largest], strict=True)
     ]
     rest = f", and {len(counts) - len(largest):,} smaller ones" * (len(counts) > len(largest))
     return f"{len(counts):,} classes, {', '.join(each)}{rest}"

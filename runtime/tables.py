@@ -285,11 +285,13 @@ def require_column(table: Table, flag: str, name: str, else_do: str = "") -> Non
 
 def list_names(names: Iterable[str]) -> str:
     """In quotes where a reader would not see what they are; the first 20."""
-    names = list(names)
-    said = [
-        name if name and name == name.strip() and "," not in name else repr(name) for name in names
-    ]
+    said = [*map(quote_if_odd, names)]
     return ", ".join(said[:20]) + f" and {len(said) - 20:,} more" * (len(said) > 20)
+
+
+def quote_if_odd(name: str) -> str:
+    plain = name and name == " ".join(name.split()) and "," not in name
+    return name if plain else repr(name)
 
 
 @dataclasses.dataclass
