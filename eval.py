@@ -36,15 +36,15 @@ from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
 from report.asked import SPLIT_SETTINGS, check_flags
 from report.files import refuse_to_replace
+from report.look import measure_baselines
 from report.predictions import (
     Predicted,
     print_predictions,
     require_new_columns,
-    write_errors,
     write_predictions,
-    write_split,
+    write_texts,
 )
-from report.texts import Split, count_seen, describe_seen, load_validation, training_texts
+from report.texts import Split, count_seen, describe_seen, load_validation
 from report.thresholds import (
     choose_threshold,
     coverage,
@@ -59,7 +59,6 @@ from runtime.environment import describe_environment
 from runtime.formats import format_of, stem_of
 from runtime.heads import read_class_names, require_one_label
 from runtime.hub import find_checkpoint, full_path, weight_files
-from runtime.notes import largest_class
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
@@ -201,66 +200,9 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     print(f"written to {path}")
     write_texts(config, texts, predicted, others)
     if config.html:
+        from report.page import write_html  # matplotlib and TensorBoard take a second to import
+
         write_html(config, classifier, report, texts, predicted)
-
-
-def write_html(
-    config: EvalConfig, classifier: Classifier, report: dict, texts: LabelledTexts, predicted
-) -> None:
-    # Not at the top: matplotlib and TensorBoard take a second to import.
-    from report.history import read_history
-    from report.page import list_mistakes, write_page
-
-    run, curves = read_history(classifier.folder, classifier.trained)
-    parts = Path(config.ckpt).resolve().parts[-2:]
-    name = "/".join(parts) if os.path.exists(config.ckpt) else config.ckpt
-    run |= {"name": name, "defaults": dataclasses.asdict(Config())}
-    mistakes = list_mistakes(texts, predicted)
-    write_page(Path(config.html), report, run, mistakes, curves)
-    print(f"written to {config.html}, for a browser")
-
-
-def write_texts(config: EvalConfig, texts, predicted: Predicted, others: dict) -> None:
-    """The files of --predictions and --errors."""
-    if config.predictions:
-        write_split(Path(config.predictions), texts, predicted, others)
-        print(f"{len(texts):,} predictions written to {config.predictions}")
-    if config.errors:
-        count = write_errors(Path(config.errors), texts, predicted, others)
-        print(
-            f"{count:,} mistakes written to {config.errors}, the most confident first; these are "
-            "also where labels are wrong"
-        )
-
-
-def measure_baselines(classifier: Classifier, texts: LabelledTexts) -> tuple[dict, list[str]]:
-    """Accuracies on `texts` of what is learnt from the training texts without the model; None where
-    these cannot be read. And a line that says so, or that only some of them are there."""
-    from report.look import bag_of_words
-
-    known = np.unique(read_seen(classifier.folder).training)
-    found = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": len(known)}
-    if not len(known):
-        return found, [f"no baselines: {classifier.folder} does not hold what it was trained on"]
-    try:
-        trained = training_texts(classifier, known)
-    except UserError as error:
-        return found, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
-    there = len(np.unique(trained.hashes))
-    if not there:
-        return found, ["no baselines, as none of the training texts is there any more"]
-    found = {
-        "largest_class": float((texts.labels == largest_class(trained.labels)[0]).mean()),
-        "bag_of_words": bag_of_words(trained, texts)["accuracy"],
-        "learnt_from": there,
-        "of": len(known),
-    }
-    if there == len(known):
-        return found, []
-    return found, [
-        f"the largest class and the bag of words are of {there:,} of the {len(known):,} texts that "
-        f"the model was trained on: the others are not in {trained.table.source}"
-    ]
 
 
 # ---------------------------------------------------------------- against others

@@ -1,4 +1,5 @@
-"""A look at a data set before hours are spent on it: `python data.py`.
+"""A look at a data set before hours are spent on it, `python data.py`; what is learnt of it without
+a Transformer, which eval.py's report sets beside the model.
 
 In: labelled texts to train and to validate on; how many tokens each has. Out: a dict that can be
 saved as JSON, and lines for a person. Independent of: how texts are read, chosen and tokenized.
@@ -9,8 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from report.texts import training_texts
 from runtime.draw import sample
+from runtime.flags import UserError
 from runtime.notes import count_repeats, largest_class
+from runtime.seen import read_seen
 from runtime.tables import LabelledTexts
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -93,6 +97,34 @@ def bag_of_words(train: LabelledTexts, validation: LabelledTexts) -> dict:
         accuracy = float((predicted == validation.labels).mean())
     seconds = round(time.perf_counter() - begun, 1)
     return {"accuracy": accuracy, "trained_on": len(part), "seconds": seconds}
+
+
+def measure_baselines(classifier, texts: LabelledTexts) -> tuple[dict, list[str]]:
+    """Accuracies on `texts` of what is learnt from the training texts without the model; None where
+    these cannot be read. And a line that says so, or that only some of them are there."""
+    known = np.unique(read_seen(classifier.folder).training)
+    found = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": len(known)}
+    if not len(known):
+        return found, [f"no baselines: {classifier.folder} does not hold what it was trained on"]
+    try:
+        trained = training_texts(classifier, known)
+    except UserError as error:
+        return found, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
+    there = len(np.unique(trained.hashes))
+    if not there:
+        return found, ["no baselines, as none of the training texts is there any more"]
+    found = {
+        "largest_class": float((texts.labels == largest_class(trained.labels)[0]).mean()),
+        "bag_of_words": bag_of_words(trained, texts)["accuracy"],
+        "learnt_from": there,
+        "of": len(known),
+    }
+    if there == len(known):
+        return found, []
+    return found, [
+        f"the largest class and the bag of words are of {there:,} of the {len(known):,} texts that "
+        f"the model was trained on: the others are not in {trained.table.source}"
+    ]
 
 
 def min_rows(texts: int) -> int:

@@ -5,19 +5,36 @@ same bytes for the same input. All text of the user's becomes text of the page, 
 page is built as a tree of elements. Independent of: models, data sets, how figures are computed.
 """
 
+import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from config import Config
 from report import findings, plots
 from report.files import PAGE_MARK
 from report.findings import is_number, percent, points, printable, shorten
+from report.history import read_history
 from report.predictions import Predicted, find_mistakes, pick_rows
 from runtime.tables import LabelledTexts, text_tuples
 
 MOST_MISTAKES = 50
 FOLDED = 280  # letters of a text that are shown before it is unfolded
 LONGEST = 5000  # letters of a text that are on the page at all
+
+
+def write_html(
+    config, classifier, report: dict, texts: LabelledTexts, predicted: Predicted
+) -> None:
+    """The page of --html."""
+    run, curves = read_history(classifier.folder, classifier.trained)
+    parts = Path(config.ckpt).resolve().parts[-2:]
+    name = "/".join(parts) if os.path.exists(config.ckpt) else config.ckpt
+    run |= {"name": name, "defaults": dataclasses.asdict(Config())}
+    mistakes = list_mistakes(texts, predicted)
+    write_page(Path(config.html), report, run, mistakes, curves)
+    print(f"written to {config.html}, for a browser")
 
 
 def list_mistakes(texts: LabelledTexts, predicted: Predicted) -> list[dict]:

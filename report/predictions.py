@@ -211,6 +211,19 @@ def find_mistakes(predicted: Predicted) -> np.ndarray:
     return wrong[np.argsort(-confidence[wrong], kind="stable")]
 
 
+def write_texts(config, texts: LabelledTexts, predicted: Predicted, others: dict) -> None:
+    """The files of --predictions and --errors."""
+    if config.predictions:
+        write_split(Path(config.predictions), texts, predicted, others)
+        print(f"{len(texts):,} predictions written to {config.predictions}")
+    if config.errors:
+        count = write_errors(Path(config.errors), texts, predicted, others)
+        print(
+            f"{count:,} mistakes written to {config.errors}, the most confident first; these are "
+            "also where labels are wrong"
+        )
+
+
 def read_whole(texts: LabelledTexts) -> Iterator[pa.Table]:
     """With all columns that each part of the table has, in their order."""
     columns = texts.table.common_columns

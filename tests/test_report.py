@@ -28,6 +28,7 @@ from report.calibration import calibration_error, examine_calibration, fit_tempe
 from report.comparison import compare_sides
 from report.metrics import accuracy_by_length, make_report
 from report.predictions import Predicted, write_errors, write_split
+from report.texts import training_texts
 from report.thresholds import coverage, coverage_table
 from runtime.flags import UserError
 from runtime.splits import read_table as open_table
@@ -413,7 +414,7 @@ def test_baselines_are_learnt_from_the_training_texts_alone(trained, tmp_path):
     found = json.loads((tmp_path / "r.json").read_text())["baselines"]
     hashes = np.load(best / "training_texts.npy")
     classifier = evaluation.open_classifier(evaluation.EvalConfig(ckpt=str(best), num_threads=1))
-    texts = evaluation.training_texts(classifier, hashes)
+    texts = training_texts(classifier, hashes)
     assert len(texts) == len(hashes) == 105
     true = [("negative", "positive").index(label) for _, label in make_rows(61, seed=2)]
     dummy = DummyClassifier(strategy="most_frequent").fit(texts.rows, texts.labels)
