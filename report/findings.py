@@ -164,10 +164,12 @@ def of_curves(curves: dict, best_step: int | None, metric: str = "accuracy") -> 
         tag: [(step, value) for step, value in values if math.isfinite(value)]
         for tag, values in curves.items()
     }
+    over_fits = False
     losses = finite.get("eval/loss") or finite.get("eval_sample/loss") or []
     if len(losses) > 1:
         lowest, end = min(losses, key=lambda point: point[1]), losses[-1]
         if end[1] > 1.1 * lowest[1]:
+            over_fits = True
             said.append(
                 f"The validation loss was lowest at step {lowest[0]:,} ({lowest[1]:.3f}) and ends "
                 f"at {end[1]:.3f}: the model over-fits; fewer steps or more texts may help."
@@ -175,7 +177,8 @@ def of_curves(curves: dict, best_step: int | None, metric: str = "accuracy") -> 
     full = finite.get("eval/accuracy", [])
     if best_step is not None and full:
         last = best_step == full[-1][0] and len(full) > 1
-        more = ", the last validation: more steps may help" if last else ""
+        more = ", the last validation"
+        more = f"{more}{': more steps may help' * (not over_fits)}" if last else ""
         best = f"the best {METRICS[metric]}" if metric != "loss" else "the lowest loss"
         said.append(
             f"The weights reported on are those of step {best_step:,}, with {best} of a whole "
@@ -389,10 +392,14 @@ def of_comparison(comparison: dict) -> list[str]:
     return said
 
 
+def start_line(word: str) -> str:
+    return word[0].upper() + word[1:]
+
+
 def judge(word: str, found: dict) -> str:
     low, high = found["interval_95"]
     line = (
-        f"{word.capitalize()}: {percent(found['ours'])} beside {percent(found['other'])}, "
+        f"{start_line(word)}: {percent(found['ours'])} beside {percent(found['other'])}, "
         f"{points(found['difference'])} points; 95\u00a0% interval {points(low)} to {points(high)}"
     )
     if low <= 0 <= high:

@@ -436,7 +436,7 @@ def comparison_section(report, run, mistakes, curves) -> tuple | None:
         return None
     rows = [
         [
-            word.capitalize(),
+            findings.start_line(word),
             percent(found["ours"]),
             percent(found["other"]),
             points(found["difference"]),

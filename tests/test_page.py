@@ -262,6 +262,15 @@ def test_losses_that_are_not_finite_break_no_page(two, tmp_path):
 # ---------------------------------------------------------------- sentences
 
 
+def test_steps_are_proposed_in_one_direction_alone():
+    """Not more of a model that over-fits. Red: `over_fits` always False in of_curves."""
+    curves = {"eval/accuracy": [(1, 0.5), (2, 0.6)], "eval/loss": [(1, 0.5), (2, 0.4)]}
+    for end, words in ((0.4, "more steps may help."), (0.9, "the last validation.")):
+        said = findings.of_curves(curves | {"eval/loss": [(1, 0.5), (2, end)]}, 2)
+        assert said[-1].endswith(words)
+        assert ("over-fits; fewer steps" in " ".join(said)) == (end > 0.5)
+
+
 @given(st.floats(0, 1))
 def test_a_percentage_is_100_or_0_only_if_the_share_is(share):
     """And near it. Red: `digits` fixed at 1 in percent."""
@@ -339,6 +348,7 @@ def test_a_comparison_is_judged_by_both_metrics(two):
     accuracy, macro_f1, differ = findings.of_comparison(found)
     assert accuracy.startswith("Accuracy: 91.2\u00a0% beside 90.0\u00a0%, +1.2 points;")
     assert accuracy.endswith("holds 0: the difference may be chance.")
+    assert macro_f1.startswith("Macro-F1: 90.4")
     assert macro_f1.endswith("interval +0.2 to +3.0: this model is better.")
     assert differ.startswith(
         "They differ on 98 texts; only this one is right on 61, only the other"
