@@ -7,6 +7,8 @@ import math
 import re
 import unicodedata
 
+from runtime.card import METRICS
+
 SMALL_ERROR = 0.02  # of calibration
 FEW_TEXTS = 10  # a share of fewer says little
 
@@ -150,9 +152,6 @@ def of_run(report: dict) -> list[str]:
 
 
 ENVIRONMENTS = ("training_environment", "environment")
-
-
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}
 
 
 def of_curves(curves: dict, best_step: int | None, metric: str = "accuracy") -> list[str]:

@@ -17,6 +17,7 @@ from report.files import PAGE_MARK
 from report.findings import is_number, percent, points, printable, shorten
 from report.history import read_history
 from report.predictions import Predicted, find_mistakes, pick_rows
+from runtime.card import METRICS
 from runtime.tables import LabelledTexts, text_tuples
 
 MOST_MISTAKES = 50
@@ -227,7 +228,7 @@ def run_section(report, run, mistakes, curves) -> tuple:
         "Training": " to ".join(run["dates"]),
     }
     if best:
-        metric = findings.METRICS[settings.get("metric_for_best_model", "accuracy")]
+        metric = METRICS[settings.get("metric_for_best_model", "accuracy")]
         rows["Validation"] = (
             f"accuracy {percent(best['accuracy'])}, macro-F1 {percent(best['macro_f1'])}, loss "
             f"{best['loss']:.4f} on {best['examples']:,} texts, at step {best['step']:,}, the best "
@@ -442,7 +443,7 @@ def comparison_section(report, run, mistakes, curves) -> tuple | None:
             points(found["difference"]),
             " to ".join(map(points, found["interval_95"])),
         ]
-        for word, found in ((findings.METRICS[key], comparison[key]) for key in COMPARED)
+        for word, found in ((METRICS[key], comparison[key]) for key in COMPARED)
     ]
     head = ["", "This", "Other", "Difference", "95\u00a0% interval"]
     facts = table("This model beside the other; differences in points", head, rows)

@@ -18,7 +18,8 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report.findings import FEW_TEXTS, METRICS, has_numbers, letters_wide, shorten_middle
+from report.findings import FEW_TEXTS, has_numbers, letters_wide, shorten_middle
+from runtime.card import METRICS
 
 # Colours that nobody would choose, replaced by the variables when the SVG is finished.
 INK, MUTED, LINE, BLUE, ORANGE = "#000001", "#000002", "#000003", "#000004", "#000005"

@@ -5,6 +5,7 @@ were computed, files.
 """
 
 from report.findings import letters_wide, shorten_middle
+from runtime.card import METRICS
 
 MOST_COLUMNS = 12  # classes whose confusion matrix fits a terminal
 WIDEST = 40  # letters of a class name
@@ -140,12 +141,12 @@ def show_comparison(found: dict) -> None:
         mean = f" (mean {found['accuracy'][side]:.4f})" * (len(found[side]) > 1)
         macro_f1 = f"{found['macro_f1'][side]:.4f}"
         print(f"{flag} {', '.join(found[side])}: accuracy {each}{mean}, macro-F1 {macro_f1}")
-    for metric, word in (("accuracy", "accuracy"), ("macro_f1", "macro-F1")):
+    for metric in ("accuracy", "macro_f1"):
         low, high = found[metric]["interval_95"]
         chance = ", which holds 0: it may be chance" * (low <= 0 <= high and found["differ"] > 0)
         print(
-            f"{word}, --ckpt minus --compare: {found[metric]['difference']:+.4f} (95 % interval "
-            f"{low:+.4f} to {high:+.4f}{chance})"
+            f"{METRICS[metric]}, --ckpt minus --compare: {found[metric]['difference']:+.4f} (95 % "
+            f"interval {low:+.4f} to {high:+.4f}{chance})"
         )
     print(f"they differ on {texts(found['differ'])}", end="")
     if exact := found["mcnemar"]:

@@ -25,6 +25,7 @@ from runtime.seen import SETTINGS
 from runtime.tables import split_columns
 
 VALIDATED = "validation.json"
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "loss": "loss"}  # words for them
 PATHS = ("dataset", "validation_dataset", "model", "output_dir")  # flags that may name a local path
 
 
@@ -307,7 +308,6 @@ Files and folders are given without where they were. `training_config.json` hold
 - code: commit {commit}
 """
 
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 HEAD_TAIL_NOTE = """ The model was trained on
 the start and the end of longer texts (`--truncation head_tail`). Only eval.py cuts like this: a
 pipeline keeps the start alone."""
