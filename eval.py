@@ -62,7 +62,7 @@ from runtime.hub import find_checkpoint, full_path, weight_files
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import LabelledTexts, label_rows, list_names
+from runtime.tables import LabelledTexts, label_rows, list_names, split_columns
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -167,7 +167,7 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
         "weights": sum_of_weights(classifier.folder, classifier.weights),
     }
     path = report_path(config, classifier)
-    refuse_to_replace(path, identity, config.compare, config.overwrite)
+    refuse_to_replace(path, identity, folders_compared(config), config.overwrite)
     rivals = open_rivals(config, classifier, texts)
     if config.predictions or config.errors:
         require_new_columns(texts, rivals)
@@ -224,9 +224,27 @@ def open_rivals(
                     f"--{flag} {ckpt}: has the classes {list_names(rival.names)}, and --ckpt "
                     f"{list_names(classifier.names)}; give one with the same classes"
                 )
-            count_seen(texts, read_seen(rival.folder), f"--{flag} {ckpt}", config.split)
+            given = f"--{flag} {ckpt}"
+            require_same_columns(rival, texts, given)
+            known = read_seen(rival.folder)
+            seen = count_seen(texts, known, given, config.split)
+            classifier.accelerator.print(
+                f"{given}: {describe_seen(known, seen, texts, rival.folder)}"
+            )
             rivals[f"{flag}_{number}"] = rival
     return rivals
+
+
+def require_same_columns(rival: Classifier, texts: LabelledTexts, given: str) -> None:
+    """Raises `UserError` for a model that was trained on others of the columns that are there: on
+    these, a model of titles would look worse than it is."""
+    own = split_columns(rival.trained.get("text_column", ",".join(texts.text_columns)))
+    there = own != texts.text_columns and set(own) <= set(texts.table.columns)
+    if there or len(own) != len(texts.text_columns):
+        raise UserError(
+            f"{given}: was trained on --text_column {','.join(own)}, and these texts are of "
+            f"{','.join(texts.text_columns)}; evaluate each alone, with --predictions"
+        )
 
 
 def predict_as(rival: Classifier, names: list[str], texts: LabelledTexts) -> np.ndarray:
@@ -240,8 +258,11 @@ def compare_with(config: EvalConfig, predicted: Predicted, others: dict, classes
 
     ours = [predicted.classes, *(of for name, of in others.items() if name.startswith("seeds"))]
     other = [of for name, of in others.items() if name.startswith("compare")]
-    folders = {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}
-    return folders | compare_sides(predicted.labels, ours, other, classes)
+    return folders_compared(config) | compare_sides(predicted.labels, ours, other, classes)
+
+
+def folders_compared(config: EvalConfig) -> dict[str, list[str]]:
+    return {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}
 
 
 # ---------------------------------------------------------------- the texts of a split

@@ -93,9 +93,9 @@ def check_writable(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: folder {path.parent} {why}; make it, or give another")
 
 
-def refuse_to_replace(path: Path, about: dict, compared: tuple[str, ...], overwrite: bool) -> None:
+def refuse_to_replace(path: Path, about: dict, compared: dict, overwrite: bool) -> None:
     """A report is replaced only by one of the same weights on the same texts, and a comparison in
-    it by one with the same models. Args: compared: these."""
+    it by one with the same models. Args: compared: these, by their sides."""
     check_writable("--report", path)
     require_ours("--report", path, True, lambda path: isinstance(read_object(path).get("of"), dict))
     if not path.exists() or overwrite:
@@ -103,9 +103,9 @@ def refuse_to_replace(path: Path, about: dict, compared: tuple[str, ...], overwr
     old = read_object(path)
     if not about.items() <= old["of"].items():
         raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
-    before = old.get("comparison", {}).get("other", list(compared))
-    if before != list(compared):
+    before = old.get("comparison", compared)
+    if any(before[side] != folders for side, folders in compared.items()):
         raise UserError(
-            f"{path} holds a comparison with {', '.join(before)}; give --report FILE, or "
-            "--overwrite"
+            f"{path} holds a comparison of {', '.join(before['ours'])} with "
+            f"{', '.join(before['other'])}; give --report FILE, or --overwrite"
         )

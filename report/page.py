@@ -41,7 +41,7 @@ def write_html(
 def list_mistakes(texts: LabelledTexts, predicted: Predicted) -> list[dict]:
     """The mistakes in which the model was most sure, the worst first."""
     rows = find_mistakes(predicted)[:MOST_MISTAKES]
-    wrong = text_tuples(pick_rows(texts, rows), texts.text_columns)
+    wrong = text_tuples(pick_rows(texts, rows, texts.text_columns), texts.text_columns)
     names, of = texts.names, predicted.select(rows)
     return [
         {

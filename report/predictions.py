@@ -187,7 +187,7 @@ def write_split(
     columns what others predicted (class numbers by the name of the column)."""
     done = 0
     with write_chunks(path, Dialect()) as write:
-        for chunk in read_whole(texts):
+        for chunk in read_columns_of(texts, texts.table.common_columns):
             rows = slice(done, done + len(chunk))
             write(join_columns(chunk, texts.names, predicted, others, rows))
             done += len(chunk)
@@ -198,7 +198,7 @@ def write_errors(
 ) -> int:
     """The same of the mistakes, the most confident first. Returns their number."""
     worst = find_mistakes(predicted)
-    wrong = pick_rows(texts, worst)
+    wrong = pick_rows(texts, worst, texts.table.common_columns)
     with write_chunks(path, Dialect()) as write:
         write(join_columns(wrong, texts.names, predicted, others, worst))
     return len(worst)
@@ -224,17 +224,18 @@ def write_texts(config, texts: LabelledTexts, predicted: Predicted, others: dict
         )
 
 
-def read_whole(texts: LabelledTexts) -> Iterator[pa.Table]:
-    """With all columns that each part of the table has, in their order."""
-    columns = texts.table.common_columns
+def read_columns_of(texts: LabelledTexts, columns: Iterable[str]) -> Iterator[pa.Table]:
+    """In the order of `columns`; text columns as text, others as they are stored."""
+    columns = list(columns)
     others = [name for name in columns if name not in texts.text_columns]
     return (chunk.select(columns) for chunk in texts.tables(others))
 
 
-def pick_rows(texts: LabelledTexts, rows: np.ndarray) -> pa.Table:
-    """`read_whole` of some, in the order of `rows`."""
+def pick_rows(texts: LabelledTexts, rows: np.ndarray, columns: Iterable[str]) -> pa.Table:
+    """`read_columns_of` some rows, in the order of `rows`."""
     ascending = np.sort(rows)
-    found = [*read_whole(texts.select(ascending))] or [next(read_whole(texts)).slice(0, 0)]
+    found = [*read_columns_of(texts.select(ascending), columns)]
+    found = found or [next(read_columns_of(texts, columns)).slice(0, 0)]
     return pa.concat_tables(found).take(np.searchsorted(ascending, rows))
 
 

@@ -72,8 +72,8 @@ def load_validation(classifier, known: Seen) -> Split:
     )
     if len(texts) != count:
         notes += (f"warning: there were {count:,} then: the data have changed since",)
-    settings = {"dataset": config.dataset, "split": "validation"}
-    return Split(texts, settings, {"training": 0, "validation": len(texts)}, notes)
+    settings = {"dataset": config.validation_dataset or config.dataset, "split": "validation"}
+    return Split(texts, settings, count_seen(texts, known, "", "validation"), notes)
 
 
 def count_seen(

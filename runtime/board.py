@@ -55,8 +55,10 @@ def draw_confusion(confusion: torch.Tensor, names: list[str]):
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if classes <= MOST_NAMES:
-        axes.set_xticks(range(classes), names, rotation=90)
-        axes.set_yticks(range(classes), names)
+        short = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+        plain = {"parse_math": False}  # or two dollars in a name would be a formula, or an error
+        axes.set_xticks(range(classes), short, rotation=90, **plain)
+        axes.set_yticks(range(classes), short, **plain)
     for row, column in torch.nonzero(confusion).tolist() if classes <= MOST_CURVES else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         count = f"{confusion[row, column]:,}"

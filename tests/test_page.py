@@ -417,6 +417,16 @@ def test_the_worst_mistakes_are_those_the_model_was_most_sure_of(tmp_path):
     ]
 
 
+def test_the_mistakes_of_a_page_are_read_from_the_text_column_alone(tmp_path):
+    """Two other columns of one name are no obstacle. Red: all columns in list_mistakes."""
+    rows = [(n, n, text, label) for n, (text, label) in enumerate(make_rows(20, seed=3))]
+    source = write_csv(tmp_path / "x.csv", rows, ("id", "id", "text", "label"))
+    texts = label_rows(read_table(str(source), "train"), "text", "label")
+    nothing = np.zeros(20, dtype=int)
+    wrong = np.eye(2, dtype=np.float32)[1 - texts.labels]
+    assert len(list_mistakes(texts, Predicted(wrong, texts.labels, nothing, nothing > 0))) == 20
+
+
 def test_eval_writes_the_page_and_replaces_only_one_of_its_own(train_command, tmp_path):
     """Red: write_html not called; `ours` left out of check_page; `runs` looked for in best/."""
     best = train_command(max_steps=10) / "best"

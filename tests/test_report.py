@@ -381,6 +381,47 @@ def test_classes_of_another_model_are_matched_by_their_names(trained, tmp_path):
     assert json.loads((tmp_path / "r.json").read_text())["comparison"]["differ"] == 0
 
 
+def test_a_model_of_other_columns_is_not_compared_on_these(trained, tiny, tmp_path, capsys):
+    """Nor one of pairs; one whose column has another name here is. And how many of the texts each
+    was trained on is said. Red: require_same_columns left out; its `there` True if names differ;
+    describe_seen left out of open_rivals."""
+    best, other = trained
+    rows = [(text[::-1], text, label) for text, label in make_rows(60, seed=7)]
+    data = write_csv(tmp_path / "two.csv", rows, ("title", "text", "label"))
+    for columns in ("title", "title,text"):
+        folder = tmp_path / columns
+        train_small(model=tiny, dataset=data, text_column=columns, output_dir=folder, max_steps=1)
+        test = [(text[::-1], text, label) for text, label in make_rows(20, seed=8)]
+        file = write_csv(tmp_path / "test.csv", test, ("title", "text", "label"))
+        flags = [f"--dataset={file}", f"--compare={folder / 'best'}", "--num_threads=1"]
+        with pytest.raises(UserError, match=rf"was trained on --text_column {columns}, and these"):
+            evaluation.main([f"--ckpt={best}", *flags])
+    rows = [*make_rows(150, seed=1)[:8], *make_rows(20, seed=8)]
+    file = write_csv(tmp_path / "body.csv", rows, ("body", "label"))
+    flags = [f"--dataset={file}", "--text_column=body", f"--compare={other}", "--num_threads=1"]
+    capsys.readouterr()
+    evaluation.main([f"--ckpt={best}", *flags])
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"^--compare {other}: [1-8] of these texts are among those trained", said, re.M
+    )
+
+
+def test_the_validation_texts_that_were_trained_on_are_counted(tiny, tmp_path):
+    """Of a file of its own, which the report names. Red: 0 of them in load_validation; the training
+    file in its settings."""
+    rows = make_rows(60, seed=1)
+    data = write_csv(tmp_path / "train.csv", rows)
+    own = write_csv(tmp_path / "own.csv", [*rows[:8], *make_rows(20, seed=3)])
+    flags = {"dataset": data, "validation_dataset": own, "output_dir": tmp_path / "run"}
+    train_small(model=tiny, **flags, max_steps=1)
+    best = tmp_path / "run" / "best"
+    evaluation.main([f"--ckpt={best}", "--split=validation", "--num_threads=1"])
+    about = json.loads((best / "report_validation.json").read_text())["of"]
+    assert about["dataset"] == str(own)
+    assert about["also_in"] == {"training": 8, "validation": 28}
+
+
 def test_a_comparison_in_a_report_is_not_lost(trained, tmp_path):
     """Red: refuse_to_replace without its second look."""
     ours, other = trained
@@ -388,8 +429,11 @@ def test_a_comparison_in_a_report_is_not_lost(trained, tmp_path):
     evaluation.main([f"--ckpt={ours}", report, "--num_threads=1"])
     evaluation.main([f"--ckpt={ours}", report, f"--compare={other}", "--num_threads=1"])
     evaluation.main([f"--ckpt={ours}", report, f"--compare={other}", "--num_threads=1"])
-    with pytest.raises(UserError, match="holds a comparison with"):
+    with pytest.raises(UserError, match=r"holds a comparison of .*1/best with .*2/best"):
         evaluation.main([f"--ckpt={ours}", report, "--num_threads=1"])
+    other_side = [f"--seeds={other}", f"--compare={other}"]
+    with pytest.raises(UserError, match="holds a comparison of"):
+        evaluation.main([f"--ckpt={ours}", report, *other_side, "--num_threads=1"])
     evaluation.main([f"--ckpt={ours}", report, "--num_threads=1", "--overwrite"])
 
 
