@@ -48,7 +48,7 @@ def check_flags(config) -> None:
     first, *more = [name for name in ASKED if name in given] or ["report"]
     allowed = {*EVERYWHERE, first, *ASKED.get(first, REPORT)}
     where = "" if first == "report" else f" with --{first}"
-    if config.split == "validation":
+    if config.split == "validation" and first == "report":
         allowed -= {*SPLIT_SETTINGS}
         where = " with --split validation"
     errors = []

@@ -378,6 +378,8 @@ def of_mistakes(mistakes: list[dict], wrong: int) -> list[str]:
 
 
 def of_comparison(comparison: dict) -> list[str]:
+    if not comparison["differ"]:
+        return ["Both say the same of each text."]
     said = [judge(METRICS[name], comparison[name]) for name in ("accuracy", "macro_f1")]
     differ = f"They differ on {comparison['differ']:,} texts"
     if exact := comparison["mcnemar"]:

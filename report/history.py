@@ -7,6 +7,8 @@ import datetime
 import json
 from pathlib import Path
 
+import numpy as np
+
 
 def read_history(folder: Path, trained: dict) -> tuple[dict, dict[str, list[tuple[int, float]]]]:
     """(What the page says of the run, the curves of its event files: tag -> [(step, value), ...]).
@@ -29,6 +31,10 @@ def read_history(folder: Path, trained: dict) -> tuple[dict, dict[str, list[tupl
     times = [event.wall_time for found in scalars.values() for event in found]
     run["dates"] = [day_of(time) for time in (min(times), max(times))] if times else []
     curves = {tag: [(event.step, event.value) for event in found] for tag, found in scalars.items()}
+    best = run["validation"]
+    # A copy of best/ may lie beside the runs/ of another training.
+    if (best["step"], float(np.float32(best["accuracy"]))) not in curves.get("eval/accuracy", []):
+        return run | {"dates": []}, {}
     return run, curves
 
 

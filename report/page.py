@@ -289,7 +289,9 @@ def curves_section(report, run, mistakes, curves) -> tuple:
     step = run["validation"].get("step")
     metric = run["settings"].get("metric_for_best_model", "accuracy")
     if not any(values for tag, values in curves.items() if tag.endswith(("/loss", "/accuracy"))):
-        return (["There are none: no event files (runs/) are beside the folder of the model."],)
+        return (
+            ["There are none: no event files (runs/) of this run are beside the model's folder."],
+        )
     label = "Loss, accuracy and macro-F1 by step, in training and on validation texts"
     plot = figure(plots.plot_curves(curves, step, label=label))
     return findings.of_curves(curves, step, metric), plot

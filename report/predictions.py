@@ -38,6 +38,7 @@ def print_predictions(texts: tuple[str, ...], classifier, threshold: float = 0.0
         raise UserError(
             f"--text: the model reads pairs of texts ({classifier.text_column}); give --input FILE"
         )
+    texts = [text.encode(errors="replace").decode() for text in texts]  # bytes that are no UTF-8
     ids = classifier.encode([(text,) for text in texts])
     for text, row in zip(texts, classifier.logits(ids).softmax(-1), strict=True):
         label = classifier.names[row.argmax()] if row.max() >= threshold else NO_LABEL

@@ -1334,6 +1334,11 @@ EVAL = [
         {"r.html": "<p>mine"},
     ),
     one(
+        "the validation split of texts",
+        ["--split=validation", "--text=w1"],
+        "--split validation: is for the test split; leave it out with --text",
+    ),
+    one(
         "its validation is gone",
         [],
         "--ckpt <tmp>/best: validation.npz is missing; restore it or train anew",

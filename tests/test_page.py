@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import matplotlib
@@ -353,6 +354,7 @@ def test_a_comparison_is_judged_by_both_metrics(two):
     assert differ.startswith(
         "They differ on 98 texts; only this one is right on 61, only the other"
     )
+    assert findings.of_comparison(found | {"differ": 0}) == ["Both say the same of each text."]
     found |= {"mcnemar": None, "other": ["b/best", "c/best"]}
     assert findings.of_comparison(found)[2:] == [
         "They differ on 98 texts.",
@@ -428,7 +430,8 @@ def test_the_mistakes_of_a_page_are_read_from_the_text_column_alone(tmp_path):
 
 
 def test_eval_writes_the_page_and_replaces_only_one_of_its_own(train_command, tmp_path):
-    """Red: write_html not called; `ours` left out of check_page; `runs` looked for in best/."""
+    """Its curves are those of the run itself. Red: write_html not called; PAGE_MARK not looked
+    for in check_page; `runs` looked for in best/; curves of any runs/ beside it."""
     best = train_command(max_steps=10) / "best"
     page = tmp_path / "page.html"
     evaluation.main([f"--ckpt={best}", f"--html={page}"])
@@ -443,6 +446,12 @@ def test_eval_writes_the_page_and_replaces_only_one_of_its_own(train_command, tm
     with pytest.raises(UserError, match="exists"):
         evaluation.main([f"--ckpt={best}", f"--html={page}"])
     check_page(page, None, overwrite=True)
+    other = train_command(max_steps=8, output_dir=tmp_path / "other")
+    shutil.copytree(other / "best", best.parent / "copy")
+    flags = [f"--html={tmp_path / 'copy.html'}", f"--report={tmp_path / 'r.json'}"]
+    evaluation.main([f"--ckpt={best.parent / 'copy'}", *flags])
+    copied = Page((tmp_path / "copy.html").read_text(encoding="utf-8"))
+    assert any("no event files" in words for words in copied.words("p"))
     page.write_text("mine")
     with pytest.raises(UserError, match="exists"):
         check_page(page, None, overwrite=True)

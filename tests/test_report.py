@@ -507,6 +507,8 @@ def test_a_threshold_is_chosen_stored_and_applied(trained, tmp_path, capsys):
     row = json.loads((tmp_path / "r.json").read_text())["at_stored_threshold"]
     said = f"at the stored threshold of {limit:g}: {row['texts']} of these texts"
     assert said in capsys.readouterr().out
+    evaluation.main([f"--ckpt={best}", "--text=\udcff w1"])
+    assert "  ? w1\n" in capsys.readouterr().out
     for least, label in ((0, ""), (1, "-  ")):
         evaluation.main([f"--ckpt={best}", "--text=w1 w12", f"--min_probability={least}"])
         assert capsys.readouterr().out.startswith(label)
