@@ -347,7 +347,7 @@ def look_at(config: LookConfig) -> None:
     from report.look import examine, show_look
 
     if config.json:
-        check_new("--json", Path(config.json), config.overwrite, "baselines")
+        check_new("--json", Path(config.json), config.overwrite, "in_both")
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
     unknown, of_train = count_tokens(train, tokenizer, config.truncation)

@@ -262,7 +262,9 @@ def compare_with(config: EvalConfig, predicted: Predicted, others: dict, classes
 
 
 def folders_compared(config: EvalConfig) -> dict[str, list[str]]:
-    return {"ours": [config.ckpt, *config.seeds], "other": [*config.compare]}
+    """Absolute, where they are folders: "you/best" may be one, or a name on the Hub."""
+    sides = {"ours": (config.ckpt, *config.seeds), "other": config.compare}
+    return {side: [*map(full_path, names)] for side, names in sides.items()}
 
 
 # ---------------------------------------------------------------- the texts of a split

@@ -327,7 +327,7 @@ def of_cut(kinds: dict) -> list[str]:
     if not apart(cut, whole):
         return [f"{said}: no difference can be told."]
     worse = cut["accuracy"] < whole["accuracy"]
-    return [f"{said}{': a larger --max_length, or --truncation head_tail, may help' * worse}."]
+    return [f"{said}{': a larger --max_length may help' * worse}."]
 
 
 def of_thresholds(report: dict) -> list[str]:

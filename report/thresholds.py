@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoConfig
 
+from report.files import check_writable
 from report.predictions import Predicted
 from report.terminal import show_thresholds
 from runtime.checkpoint import VALIDATION, read_training_settings, sum_of_weights
@@ -129,6 +130,7 @@ def choose_threshold(config) -> None:
                 f"--store_threshold {config.store_threshold}: --ckpt {config.ckpt} is on the Hub, "
                 "whose cache is not for files of ours; give a folder"
             )
+        check_writable(f"--store_threshold {config.store_threshold}:", folder / STORED)
         weights = sum_of_weights(folder, {file: file.stat() for file in weight_files(folder)})
         before = stored_threshold(folder, weights)
         store_threshold(folder, config.store_threshold, validation, names, weights)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 from contextlib import nullcontext
@@ -350,12 +351,13 @@ def test_the_validation_split_of_a_model_that_started_from_another_is_its_own(
 
 def test_several_seeds_make_one_side(trained, corpus, tmp_path, capsys):
     """Each in its side, on the validation split too, by which both chose their step. Red: --seeds
-    left out of compare_with; count_seen of the validation texts for that split."""
+    left out of compare_with; count_seen of the validation texts for that split;
+    full_path left out of folders_compared (a path as typed may name a client on the Hub)."""
     ours, other = trained
     report = tmp_path / "r.json"
     asked = [f"--seeds={other}", f"--compare={other}", f"--report={report}", "--num_threads=1"]
     for extra in ([], ["--split=validation", "--overwrite"]):
-        evaluation.main([f"--ckpt={ours}", *asked, *extra])
+        evaluation.main([f"--ckpt={os.path.relpath(ours)}", *asked, *extra])
         found = json.loads(report.read_text())
         each = found["comparison"]["accuracies"]
         assert each["ours"] == [found["accuracy"], *each["other"]]
