@@ -53,9 +53,9 @@ EVALUATIONS = [(size, batch) for size in (61, 30, 2) for batch in (1, 7, 64)]
 PEAK = 1e-12  # a rate so small that no weight changes, while its schedule can still be read
 
 
-def combinations(processes: int, sizes):
+def combinations(processes: int, sizes, batches):
     """(accumulation, texts per process and forward pass, training texts): whole numbers only."""
-    for accumulation, batch, size in itertools.product(ACCUMULATIONS, GLOBAL_BATCHES, sizes):
+    for accumulation, batch, size in itertools.product(ACCUMULATIONS, batches, sizes):
         if batch % (processes * accumulation) == 0:
             yield accumulation, batch // (processes * accumulation), size
 
@@ -167,12 +167,12 @@ def reference(model, run, rows: list[int]) -> torch.Tensor:
 # ---------------------------------------------------------------- the worker
 
 
-def worker(folder: Path, loops: list[str], sizes: list[int]) -> list[dict]:
+def worker(folder: Path, loops: list[str], sizes: list[int], batches: list[int]) -> list[dict]:
     """On every process of torchrun: all combinations for this number of processes."""
     recorder, results = Recorder(), []
     processes, output = int(os.environ["WORLD_SIZE"]), folder / "run"
     output.mkdir(exist_ok=True)
-    mixes = combinations(processes, sizes)
+    mixes = combinations(processes, sizes, batches)
     for (accumulation, batch, size), name in itertools.product(mixes, loops):
         config = config_of(accumulation, batch, size, output)
         run = train.set_up(config, make_accelerator(config))
@@ -224,11 +224,14 @@ def torchrun(processes: int, *words: str) -> None:
     subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
-def launch(processes: int, loops=("ours",), sizes=SIZES, run=torchrun) -> list[dict]:
+def launch(
+    processes: int, loops=("ours",), sizes=SIZES, batches=GLOBAL_BATCHES, run=torchrun
+) -> list[dict]:
     """The rows of `worker`, on so many processes that `run(processes, script, *flags)` starts."""
     with tempfile.TemporaryDirectory() as folder:
-        sizes = [str(size) for size in sizes]
-        run(processes, __file__, "--worker", folder, "--loops", *loops, "--texts", *sizes)
+        words = ["--worker", folder, "--loops", *loops]
+        words += ["--texts", *map(str, sizes), "--batches", *map(str, batches)]
+        run(processes, __file__, *words)
         return json.loads((Path(folder) / "results.json").read_text())
 
 
@@ -240,16 +243,17 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--loops", nargs="+", default=list(LOOPS), choices=LOOPS)
     parser.add_argument("--texts", nargs="+", type=int, default=SIZES, help="of the training split")
+    parser.add_argument("--batches", nargs="+", type=int, default=GLOBAL_BATCHES, help="of a step")
     options = parser.parse_args()
     if options.worker:
-        results = worker(options.worker, options.loops, options.texts)
+        results = worker(options.worker, options.loops, options.texts, options.batches)
         if os.environ["RANK"] == "0":
             (options.worker / "results.json").write_text(json.dumps(results))
         return
     results = []
     for processes in (*PROCESSES, 4):  # four: for the learning rate of ours
         loops = options.loops if processes in PROCESSES else ["ours"]
-        results += launch(processes, loops, options.texts)
+        results += launch(processes, loops, options.texts, options.batches)
         print(f"{processes} processes: {len(results)} rows so far", flush=True)
     write_json(options.json, {**describe_machine(), "results": results})
 

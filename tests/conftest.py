@@ -6,13 +6,17 @@ it was seen to fail ("Red: ...").
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Each of pytest-xdist's workers, gw0 and gw1, keeps to a core: threads of both on all cores
+    # would wait for each other, which takes a third longer.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 home = tempfile.TemporaryDirectory(prefix="hf_home_")
 os.environ["HF_HOME"] = home.name
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -27,12 +31,15 @@ import event_files
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from hypothesis import settings
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import DistilBertConfig, DistilBertModel, PreTrainedTokenizerFast
 
 event_files.keep_in_order()
+settings.register_profile("busy", deadline=None)  # two tests run at a time
+settings.load_profile("busy")
 WORDS = [f"w{index}" for index in range(40)]
 
 
@@ -170,44 +177,22 @@ def weights_of(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
 SET_UP = "python3 -m venv .venv && .venv/bin/pip install -q -r requirements.txt && "
 
 
-def pytest_collection_finish(session):
-    """Start the README's first command if a test needs it: it runs beside the tests before."""
-    if any("demo" in getattr(item, "fixturenames", ()) for item in session.items):
-        session.config.demo = start_demo()
-
-
-def start_demo() -> tuple[tempfile.TemporaryDirectory, subprocess.Popen]:
-    """The command without its set-up, in a folder of its own; what it prints goes to said.txt."""
-    readme = (ROOT / "README.md").read_text()
-    command = re.search(rf"^{re.escape(SET_UP)}(.*train.py.*)$", readme, re.M)[1]
-    train, evaluate = command.replace(".venv/bin", os.path.dirname(sys.executable)).split(" && ")
-    folder = tempfile.TemporaryDirectory(prefix="demo_")
-    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PARTS)):
-        Path(folder.name, path.name).symlink_to(path)
-    train += " --output_dir=run"
-    evaluate = evaluate.replace("demo/run", "run")
-    script = f"{train} >said.txt 2>&1 && {evaluate} >evaluated.txt 2>&1"
-    return folder, subprocess.Popen(["sh", "-c", script], cwd=folder.name, start_new_session=True)
-
-
 PARTS = ("configs", "demo", "report", "runtime")
 
 
 @pytest.fixture(scope="session")
-def demo(request):
-    """(the folder of its run, what train.py printed)."""
-    folder, process = request.config.demo
-    status = process.wait(timeout=600)
-    said = [path.read_text() for path in sorted(Path(folder.name).glob("*.txt"))]
-    assert status == 0, "\n".join(said)
-    return Path(folder.name, "run"), Path(folder.name, "said.txt").read_text()
-
-
-def pytest_sessionfinish(session):
-    """Also when the tests stopped before one needed it."""
-    if demo := getattr(session.config, "demo", None):
-        folder, process = demo
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        folder.cleanup()
+def demo(tmp_path_factory):
+    """The README's first command but for its set-up, done: (the folder of its run, what train.py
+    printed)."""
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(rf"^{re.escape(SET_UP)}(.*train.py.*)$", readme, re.M)[1]
+    train, evaluate = command.replace(".venv/bin", os.path.dirname(sys.executable)).split(" && ")
+    folder = tmp_path_factory.mktemp("demo")
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in PARTS)):
+        (folder / path.name).symlink_to(path)
+    said = []
+    for step in (f"{train} --output_dir=run", evaluate.replace("demo/run", "run")):
+        done = subprocess.run(step.split(), cwd=folder, capture_output=True, text=True, timeout=600)
+        said.append(done.stdout)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return folder / "run", said[0]

@@ -131,7 +131,7 @@ def test_a_compiled_model_trains_alike(train_command, tmp_path, monkeypatch):
         compile_(self, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", fast)
-    flags = {"dropout": 0.0, "logging_steps": 1, "gradient_accumulation_steps": 2}
+    flags = {"dropout": 0.0, "logging_steps": 1, "gradient_accumulation_steps": 2, "max_steps": 6}
     plain = train_command(output_dir=tmp_path / "plain", **flags)
     assert not compiled
     faster = train_command(output_dir=tmp_path / "faster", torch_compile=True, **flags)
