@@ -343,11 +343,12 @@ def look_at(config: LookConfig) -> None:
     and counted."""
     # Not at the top: train.py does not need them.
     from model import load_tokenizer
-    from report.files import check_new
+    from report.files import check_look, keep_out_of_data
     from report.look import examine, show_look
 
     if config.json:
-        check_new("--json", Path(config.json), config.overwrite, "in_both")
+        check_look(Path(config.json), config.overwrite)
+        keep_out_of_data({"json": config.json}, (config.dataset, config.validation_dataset))
     tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
     unknown, of_train = count_tokens(train, tokenizer, config.truncation)

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from data import encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
 from report.asked import SPLIT_SETTINGS, check_flags
-from report.files import refuse_to_replace
+from report.files import keep_out_of_data, read_replaced
 from report.look import measure_baselines
 from report.predictions import (
     Predicted,
@@ -62,7 +62,7 @@ from runtime.hub import find_checkpoint, full_path, weight_files
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import LabelledTexts, label_rows, list_names, split_columns
+from runtime.tables import LabelledTexts, label_rows
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -71,6 +71,7 @@ from runtime.tables import LabelledTexts, label_rows, list_names, split_columns
 class Classifier:
     """A checkpoint, loaded."""
 
+    name: str  # its folder in full, or its name on the Hub
     folder: Path
     trained: dict  # the settings of its training; {} if train.py did not write it
     names: list[str]  # of the classes
@@ -79,6 +80,10 @@ class Classifier:
     accelerator: Accelerator
     batch_size: int
     weights: dict[Path, os.stat_result]  # taken before loading, to notice a replacement since
+
+    @property
+    def checksum(self) -> str:
+        return sum_of_weights(self.folder, self.weights)
 
     @property
     def text_column(self) -> str:
@@ -136,6 +141,7 @@ def open_classifier(
     names = read_class_names(model.config, given)
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return Classifier(
+        name=full_path(ckpt or config.ckpt),
         folder=folder,
         trained=trained,
         names=names,
@@ -154,6 +160,7 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     # Not at the top: they take seconds to import, which --text and --input need not wait for.
     from report.calibration import examine_calibration
     from report.metrics import make_report
+    from report.rivals import compare_with, examine_rivals, predict_as
     from report.terminal import show, show_comparison
 
     accelerator = classifier.accelerator
@@ -162,19 +169,18 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     split = load_split(config, classifier)
     texts = split.texts
     digest = hashlib.sha256(texts.hashes.tobytes() + texts.labels.tobytes()).hexdigest()
-    identity = split.settings | {
-        "texts": digest[:16],
-        "weights": sum_of_weights(classifier.folder, classifier.weights),
-    }
+    identity = split.settings | {"texts": digest[:16], "weights": classifier.checksum}
     path = report_path(config, classifier)
-    refuse_to_replace(path, identity, folders_compared(config), config.overwrite)
-    rivals = open_rivals(config, classifier, texts)
+    rivals = open_rivals(config, classifier)
+    sides = examine_rivals(classifier, split.seen, rivals, texts, config.split)
+    replaced = read_replaced(path, identity, sides, config.overwrite)
     if config.predictions or config.errors:
         require_new_columns(texts, rivals)
     predicted = classifier.predict_split(texts)
     others = {name: predict_as(rival, classifier.names, texts) for name, rival in rivals.items()}
     if not accelerator.is_main_process:
         return
+    write_texts(config, texts, predicted, others)  # first: what follows may take a minute
     validation = read_validation_of(classifier.folder)
     scores = score(torch.as_tensor(predicted.logits), torch.as_tensor(predicted.labels))
     baselines, line = measure_baselines(classifier, texts)
@@ -190,81 +196,30 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
         "training_environment": classifier.trained.get("environment"),
     }
     if others:
-        report["comparison"] = compare_with(config, predicted, others, len(classifier.names))
+        report["comparison"] = compare_with(predicted, others, sides)
+    elif "comparison" in replaced:
+        report["comparison"] = replaced["comparison"]
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for note in (*split.notes, *line):
         print(note)
     show(report)
-    if others:
+    if "comparison" in report:
         show_comparison(report["comparison"])
     print(f"written to {path}")
-    write_texts(config, texts, predicted, others)
     if config.html:
         from report.page import write_html  # matplotlib and TensorBoard take a second to import
 
         write_html(config, classifier, report, texts, predicted)
 
 
-# ---------------------------------------------------------------- against others
-
-
-def open_rivals(
-    config: EvalConfig, classifier: Classifier, texts: LabelledTexts
-) -> dict[str, Classifier]:
-    """--seeds and --compare, by the names of their columns in --predictions.
-
-    Raises `UserError` for one of other classes, or one that was trained on half of `texts`.
-    """
-    rivals = {}
-    for flag, folders in (("seeds", config.seeds), ("compare", config.compare)):
-        for number, ckpt in enumerate(folders, 1):
-            rival = open_classifier(config, ckpt, f"--{flag}", classifier.accelerator)
-            if sorted(rival.names) != sorted(classifier.names):
-                raise UserError(
-                    f"--{flag} {ckpt}: has the classes {list_names(rival.names)}, and --ckpt "
-                    f"{list_names(classifier.names)}; give one with the same classes"
-                )
-            given = f"--{flag} {ckpt}"
-            require_same_columns(rival, texts, given)
-            known = read_seen(rival.folder)
-            seen = count_seen(texts, known, given, config.split)
-            classifier.accelerator.print(
-                f"{given}: {describe_seen(known, seen, texts, rival.folder)}"
-            )
-            rivals[f"{flag}_{number}"] = rival
-    return rivals
-
-
-def require_same_columns(rival: Classifier, texts: LabelledTexts, given: str) -> None:
-    """Raises `UserError` for a model that was trained on others of the columns that are there: on
-    these, a model of titles would look worse than it is."""
-    own = split_columns(rival.trained.get("text_column", ",".join(texts.text_columns)))
-    there = own != texts.text_columns and set(own) <= set(texts.table.columns)
-    if there or len(own) != len(texts.text_columns):
-        raise UserError(
-            f"{given}: was trained on --text_column {','.join(own)}, and these texts are of "
-            f"{','.join(texts.text_columns)}; evaluate each alone, with --predictions"
-        )
-
-
-def predict_as(rival: Classifier, names: list[str], texts: LabelledTexts) -> np.ndarray:
-    """(texts,) what it predicts, as the numbers of `names`."""
-    own = np.array([names.index(name) for name in rival.names])
-    return own[rival.predict_split(texts).classes]
-
-
-def compare_with(config: EvalConfig, predicted: Predicted, others: dict, classes: int) -> dict:
-    from report.comparison import compare_sides
-
-    ours = [predicted.classes, *(of for name, of in others.items() if name.startswith("seeds"))]
-    other = [of for name, of in others.items() if name.startswith("compare")]
-    return folders_compared(config) | compare_sides(predicted.labels, ours, other, classes)
-
-
-def folders_compared(config: EvalConfig) -> dict[str, list[str]]:
-    """Absolute, where they are folders: "you/best" may be one, or a name on the Hub."""
-    sides = {"ours": (config.ckpt, *config.seeds), "other": config.compare}
-    return {side: [*map(full_path, names)] for side, names in sides.items()}
+def open_rivals(config: EvalConfig, classifier: Classifier) -> dict[str, Classifier]:
+    """--seeds and --compare, by the names of their columns in --predictions."""
+    folders = {"seeds": config.seeds, "compare": config.compare}
+    return {
+        f"{flag}_{number}": open_classifier(config, ckpt, f"--{flag}", classifier.accelerator)
+        for flag, of in folders.items()
+        for number, ckpt in enumerate(of, 1)
+    }
 
 
 # ---------------------------------------------------------------- the texts of a split
@@ -347,9 +302,15 @@ def main(argv=None) -> None:
 def predict_or_report(config: EvalConfig) -> None:
     check_flags(config)
     if config.thresholds:
-        choose_threshold(config)
+        if os.environ.get("RANK", "0") == "0":  # which needs no other process
+            choose_threshold(config)
         return
     classifier = open_classifier(config)
+    outputs = {name: getattr(config, name) for name in ("predictions", "errors", "output")}
+    keep_out_of_data(
+        outputs | {"report": report_path(config, classifier)},
+        [config.dataset, *map(classifier.trained.get, ("dataset", "validation_dataset"))],
+    )
     if config.text:
         print_predictions(config.text, classifier, read_min_probability(config, classifier))
     elif config.input:

@@ -173,8 +173,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def weigh_classes(labels: np.ndarray, classes: int, balanced: bool) -> np.ndarray:
-    """(classes,) the weight of each in the loss: 1, or such that all classes weigh alike and the
-    mean over the texts is 1 (scikit-learn's "balanced"); 0 for a class without a text."""
+    """(classes,) the weight of each in the loss: 1, or such that all classes that have texts weigh
+    alike (scikit-learn's "balanced"); 0 for a class without a text."""
     if not balanced:
         return np.ones(classes)
     counts = np.bincount(labels, minlength=classes)
@@ -249,5 +249,5 @@ def score(logits: torch.Tensor, labels: torch.Tensor) -> Scores:
     predicted, classes = logits.argmax(-1), logits.shape[-1]
     right = torch.bincount(labels[predicted == labels], minlength=classes)
     counted = torch.bincount(torch.cat([labels, predicted]), minlength=classes)
-    f1 = (2 * right / counted)[counted > 0].mean().item()
+    f1 = (2 * right.double() / counted)[counted > 0].mean().item()
     return Scores(loss / len(labels), right.sum().item() / len(labels), f1, len(labels))

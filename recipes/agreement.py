@@ -20,6 +20,7 @@ from report.texts import load_validation
 from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.formats import read_chunks
+from runtime.intervals import Z_95
 from runtime.seen import read_seen
 from runtime.splits import read_table
 from runtime.tables import LabelledTexts, find_text_columns, label_rows, split_columns
@@ -162,7 +163,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float
     """
     texts, only_a, only_b = len(a) + 2, (a & ~b).sum() + 0.5, (b & ~a).sum() + 0.5
     centre = (only_a - only_b) / texts
-    spread = 1.959964 * np.sqrt((only_a + only_b) / texts - centre**2) / np.sqrt(texts)
+    spread = Z_95 * np.sqrt((only_a + only_b) / texts - centre**2) / np.sqrt(texts)
     return a.mean() - b.mean(), centre - spread, centre + spread
 
 

@@ -45,7 +45,6 @@ from recipes.agreement import Sample, choose_sample, compare, describe_forms
 from recipes.onnx_beside import require_same_tokens, write_card, write_names, write_tokenizer
 from recipes.onnx_models import FILES, exporters_explained, open_forms, write_models
 from report.thresholds import stored_threshold
-from runtime.checkpoint import sum_of_weights
 from runtime.folders import MANIFEST, remove_copies, write_folder
 from runtime.processes import run_command
 
@@ -59,8 +58,7 @@ def export(config: ExportConfig) -> None:
     batch_size = config.per_device_eval_batch_size
     classifier = open_classifier(EvalConfig(**given, per_device_eval_batch_size=batch_size))
     sample = choose_sample(config, classifier)
-    lines, weights = [], sum_of_weights(classifier.folder, classifier.weights)
-    threshold = stored_threshold(classifier.folder, weights)
+    lines, threshold = [], stored_threshold(classifier.folder, classifier.checksum)
 
     def fill(folder: Path) -> None:
         write_tokenizer(classifier, folder)
@@ -69,7 +67,7 @@ def export(config: ExportConfig) -> None:
         with exporters_explained(f"--ckpt {config.ckpt}"):
             write_models(classifier, folder)
         lines.extend(check(config, classifier, sample, folder))
-        write_card(config.ckpt, classifier, threshold, lines, folder)
+        write_card(classifier, threshold, lines, folder)
 
     write_folder(output, fill, 2 * sum(w.nbytes for w in classifier.model.parameters()))
     remove_copies(output)

@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 
 from data import cut_middle, encode
 from eval import Classifier
+from runtime.card import hide_folder
 from runtime.environment import describe_machine
 from runtime.flags import UserError
 from runtime.folders import CARD
 from runtime.probe import ANOTHER
-from runtime.tables import split_columns
+from runtime.tables import list_names, split_columns
 from runtime.tokenizer import set_truncation_side
 
 TOKENIZER = "tokenizer.json"
@@ -79,7 +80,7 @@ without a label. `model.onnx` has the same probabilities; for `model_int8.onnx` 
 
 
 def write_card(
-    ckpt: str, classifier: Classifier, threshold: float | None, lines: list[str], folder: Path
+    classifier: Classifier, threshold: float | None, lines: list[str], folder: Path
 ) -> None:
     """README.md. `threshold`: that of --store_threshold; `lines`: what was measured."""
     own, names = classifier.tokenizer, classifier.names
@@ -103,8 +104,8 @@ def write_card(
     special = "tokenizer.encode_special_tokens = True  # as words, where they stand in a text\n"
     template = string.Template((Path(__file__).parent / "onnx_card.md").read_text(encoding="utf-8"))
     card = template.substitute(
-        ckpt=ckpt,
-        classes=", ".join(names[:20]) + ", ..." * (len(names) > 20),
+        ckpt=hide_folder(classifier.name),
+        classes=list_names(names),
         count=len(names),
         arguments='"FIRST TEXT" "SECOND TEXT"' if pair else '"TEXT"',
         special=special * own.split_special_tokens,

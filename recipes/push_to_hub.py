@@ -86,8 +86,8 @@ def sort_files(folder: Path, sent: dict[str, Path | bytes], with_hashes: bool) -
     listed, stays = load_json(folder / MANIFEST), {MANIFEST: "sums of the files as they are here"}
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in sorted(there - {*sent, *stays}):
-        if Path(name).match("report_*.json"):
-            stays[name] = "a report of other weights"
+        if name == STORED or Path(name).match("report_*.json"):
+            stays[name] = "of other weights"
         elif name not in listed:
             stays[name] = "train.py did not write it"
         elif name in FILES and not with_hashes:

@@ -25,16 +25,17 @@ ASKED = {
     "input": ("output", "text_column", "min_probability", "overwrite"),
     "thresholds": ("store_threshold",),
 }
+OF_TEST = (*SPLIT_SETTINGS, "drop_invalid")  # for other texts, those of the training hold
 REPORT = ("report", "split", "drop_invalid", "predictions", "errors", "html", "compare")
 REPORT += (*SPLIT_SETTINGS, "seeds", "overwrite")
 
 
-# What a flag is nothing without.
+# What a flag is nothing without: another flag, and its value.
 NEEDS = {
-    "input": "output FILE",
-    "output": "input FILE",
-    "seeds": "compare FOLDER",
-    "store_threshold": "thresholds",
+    "input": ("output", " FILE"),
+    "output": ("input", " FILE"),
+    "seeds": ("compare", " FOLDER"),
+    "store_threshold": ("thresholds", ""),
 }
 
 
@@ -49,17 +50,17 @@ def check_flags(config) -> None:
     allowed = {*EVERYWHERE, first, *ASKED.get(first, REPORT)}
     where = "" if first == "report" else f" with --{first}"
     if config.split == "validation" and first == "report":
-        allowed -= {*SPLIT_SETTINGS}
+        allowed -= {*OF_TEST}
         where = " with --split validation"
     errors = []
     for name, value in given.items():
         flag = f"--{name}" if value is True else f"--{name} {values_of(value)}"
-        needed = NEEDS.get(name)
-        if needed and needed.split()[0] not in given:
-            errors.append(f"{flag}: needs --{needed}; give both")
+        needed, of_it = NEEDS.get(name, (name, ""))
+        if needed not in given:
+            errors.append(f"{flag}: needs --{needed}{of_it}; give both")
         if name in more:
             errors.append(f"{flag}: given with --{first}; give one of the two")
-        elif name not in allowed and not (needed and needed.split()[0] not in given):
+        elif name not in allowed and needed in given:
             errors.append(f"{flag}: is for {place_of(name)}; leave it out{where}")
     if errors:
         raise UserError(*errors)
@@ -72,7 +73,8 @@ def values_of(value) -> str:
 
 def place_of(name: str) -> str:
     of = [f"--{asked}" for asked, flags in ASKED.items() if name in flags]
-    return " and ".join(of) or "the test split"
+    report = "a report on the test split" if name in OF_TEST else "a report"
+    return " and ".join(of) or report
 
 
 def check_files(config) -> None:

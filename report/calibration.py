@@ -17,13 +17,15 @@ from report.predictions import Predicted
 def examine_calibration(predicted: Predicted, validation: Predicted | None) -> dict:
     """Reliability as it is, and with the temperature that fits `validation` best."""
     bins = reliability(predicted)
-    found = {"bins": bins, "ece": calibration_error(bins), "temperature": None, "fitted_on": 0}
+    found = {"bins": bins, "ece": calibration_error(bins), "temperature": None, "at_limit": False}
+    found["fitted_on"] = 0
     if validation is None:
         return found | {"ece_after": None, "bins_after": None}
-    temperature = fit_temperature(validation)
+    temperature, at_limit = fit_temperature(validation)
     after = reliability(predicted, temperature)
     return found | {
         "temperature": temperature,
+        "at_limit": at_limit,
         "fitted_on": len(validation.labels),
         "ece_after": calibration_error(after),
         "bins_after": after,
@@ -57,14 +59,20 @@ def calibration_error(bins: list[dict]) -> float:
     return sum(row["texts"] * abs(row["confidence"] - row["accuracy"]) for row in filled) / texts
 
 
-def fit_temperature(validation: Predicted) -> float:
-    """What to divide logits by, for the lowest cross-entropy (Guo et al.); from 0.05 to 20: a model
-    without any mistake in validation asks for 0."""
+LIMITS = 0.05, 20.0  # a model without any mistake in validation asks for a temperature of 0
+
+
+def fit_temperature(validation: Predicted) -> tuple[float, bool]:
+    """What to divide logits by, for the lowest cross-entropy (Guo et al.), and whether that is one
+    of `LIMITS`: then the best is beyond it."""
     logits = torch.as_tensor(validation.logits).double()
     labels = torch.as_tensor(validation.labels)
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    return math.exp(found.x)
+    bounds = [*map(math.log, LIMITS)]
+    found = minimize_scalar(loss, bounds=bounds, method="bounded")
+    nearest = min(bounds, key=lambda bound: abs(bound - found.x))
+    at_limit = bool(loss(nearest) <= found.fun)
+    return math.exp(nearest if at_limit else found.x), at_limit

@@ -5,11 +5,12 @@ In: paths that a user gave. Out: a `UserError`, or nothing. Independent of: mode
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from runtime.flags import UserError
 from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped, read_columns
+from runtime.splits import may_be_read
 
 
 def check_source(source: Path, output: Path) -> None:
@@ -50,11 +51,11 @@ def require_ours(flag: str, path: Path, overwrite: bool, is_ours: Callable[[Path
         raise UserError(f"{flag} {path}: exists; give another name, or --overwrite")
 
 
-def check_new(flag: str, path: Path, overwrite: bool, key: str) -> None:
-    """Raises `UserError` unless a file can be written there, over nothing but, if asked for, one of
-    ours: JSON that has that key."""
-    check_writable(flag, path)
-    require_ours(flag, path, overwrite, lambda path: has_key(path, key))
+def check_look(path: Path, overwrite: bool) -> None:
+    """Raises `UserError` unless what data.py finds can be written there, over nothing but, if asked
+    for, an earlier look."""
+    check_writable("--json", path)
+    require_ours("--json", path, overwrite, lambda path: "in_both" in read_object(path))
 
 
 PAGE_MARK = "reference-loop report"  # what a page of ours says of what made it
@@ -72,16 +73,24 @@ def check_page(path: Path, report: str | None, overwrite: bool) -> None:
     require_ours("--html", path, overwrite, lambda path: mark in path.read_bytes()[:2000])
 
 
-def has_key(path: Path, key: str) -> bool:
-    return key in read_object(path)
-
-
 def read_object(path: Path) -> dict:
     """{} for a file that is not one object of JSON."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         return {}
+
+
+def keep_out_of_data(outputs: dict[str, str | Path | None], datasets: Iterable[str | None]) -> None:
+    """Raises `UserError` for a file, by its flag, that would lie in a folder of data: the next
+    command that reads the folder would take it for texts."""
+    for flag, path in outputs.items():
+        for folder in datasets:
+            if path and folder and Path(folder).is_dir() and may_be_read(Path(folder), Path(path)):
+                raise UserError(
+                    f"--{flag} {path}: lies in the data set {folder}, all of whose files are data; "
+                    f"give --{flag} a place elsewhere"
+                )
 
 
 def check_writable(flag: str, path: Path) -> None:
@@ -93,19 +102,28 @@ def check_writable(flag: str, path: Path) -> None:
         raise UserError(f"{flag} {path}: folder {path.parent} {why}; make it, or give another")
 
 
-def refuse_to_replace(path: Path, about: dict, compared: dict, overwrite: bool) -> None:
-    """A report is replaced only by one of the same weights on the same texts, and a comparison in
-    it by one with the same models. Args: compared: these, by their sides."""
+def read_replaced(path: Path, about: dict, sides: dict, overwrite: bool) -> dict:
+    """The report that one of the same weights on the same texts may replace; {} if there is none.
+
+    Raises `UserError` for any other, and for one with a comparison of other weights than those of
+    `sides`, the models to be compared now. Weights, not names of folders: a training in the same
+    folder makes another model, and a folder may be moved.
+    """
     check_writable("--report", path)
     require_ours("--report", path, True, lambda path: isinstance(read_object(path).get("of"), dict))
     if not path.exists() or overwrite:
-        return
+        return {}
     old = read_object(path)
-    if not about.items() <= old["of"].items():
+    if not about.items() <= {"split": "test", **old["of"]}.items():  # once it had no "split"
         raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
-    before = old.get("comparison", compared)
-    if any(before[side] != folders for side, folders in compared.items()):
-        raise UserError(
-            f"{path} holds a comparison of {', '.join(before['ours'])} with "
-            f"{', '.join(before['other'])}; give --report FILE, or --overwrite"
-        )
+    if "comparison" in old:
+        before = old["comparison"].get("models", {})
+        if not before or (sides and list_weights(before) != list_weights(sides)):
+            raise UserError(
+                f"{path} holds a comparison of other models; give --report FILE, or --overwrite"
+            )
+    return old
+
+
+def list_weights(sides: dict[str, list[dict]]) -> list[list[str]]:
+    return [[model["weights"] for model in side] for side in sides.values()]

@@ -4,10 +4,9 @@ In: a report, or parts of it. Out: lists of sentences. Independent of: HTML, plo
 """
 
 import math
-import re
-import unicodedata
 
 from runtime.card import METRICS
+from runtime.display import FEW_CLASSES, shorten
 
 SMALL_ERROR = 0.02  # of calibration
 FEW_TEXTS = 10  # a share of fewer says little
@@ -31,36 +30,6 @@ def named(name: str) -> str:
     return f"“\u2068{shorten(name, 60)}\u2069”"
 
 
-def printable(text: str) -> str:
-    """Without characters that neither HTML nor XML may have: NUL, control characters, half a
-    surrogate pair. A replacement character stands for each."""
-    return re.sub("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
-
-
-def shorten(text: str, width: int) -> str:
-    """One line of at most `width` narrow letters; a letter of Chinese is as wide as two."""
-    text = " ".join(printable(text).split())
-    if letters_wide(text) <= width:
-        return text
-    while text and letters_wide(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
-
-
-def shorten_middle(text: str, width: int) -> str:
-    """Like `shorten`, with the end kept: names of classes often begin alike."""
-    text = " ".join(printable(text).split())
-    if letters_wide(text) <= width:
-        return text
-    end = shorten(text[::-1], width // 2)[-2::-1]
-    return shorten(text, width - letters_wide(end)) + end
-
-
-def letters_wide(text: str) -> int:
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + wide - sum(map(bool, map(unicodedata.combining, text)))
-
-
 def of_headline(report: dict) -> list[str]:
     texts, accuracy, (low, high) = report["examples"], report["accuracy"], report["interval_95"]
     said = [
@@ -74,7 +43,7 @@ def of_headline(report: dict) -> list[str]:
         ]
     baselines = report["baselines"]
     words = {"bag_of_words": "bag of words", "largest_class": "largest class"}
-    known = {word: baselines[key] for key, word in words.items() if is_number(baselines[key])}
+    known = {word: baselines[key] for key, word in words.items() if baselines[key] is not None}
     if known:
         best = max(known, key=known.get)
         said.append(beside_baseline(best, known[best], accuracy, low))
@@ -119,10 +88,6 @@ def of_part(baselines: dict) -> list[str]:
 
 def number_right(report: dict) -> int:
     return sum(row[number] for number, row in enumerate(report["confusion"]))
-
-
-def is_number(value) -> bool:
-    return isinstance(value, float | int)
 
 
 def beside_baseline(word: str, baseline: float, accuracy: float, low: float) -> str:
@@ -213,19 +178,12 @@ def listed(names: list[str]) -> str:
     return ", ".join(map(named, names[:3])) + more
 
 
-NUMBERED = 12  # classes up to which the cells of a confusion matrix have numbers
-
-
-def has_numbers(classes) -> bool:
-    return len(classes) <= NUMBERED
-
-
 def of_confusion(report: dict) -> list[str]:
     said = [
         "A row is a true class, a column what the model said. Blue is right, orange wrong; the "
         "stronger, the larger the share of the row."
     ]
-    if not has_numbers(report["classes"]):
+    if len(report["classes"]) > FEW_CLASSES:
         said.append("The largest mistake has the full colour: the rest are compared with it.")
     if pairs := report["confused"]:
         first = pairs[0]
@@ -270,8 +228,9 @@ def of_calibration(calibration: dict, validation: bool = False) -> list[str]:
     if calibration["ece_after"] is not None:
         texts = f"{calibration['fitted_on']:,} validation texts"
         texts = "these very texts" if validation else texts
+        how = "the limit of those tried" if calibration["at_limit"] else "fitted"
         said.append(
-            f"Logits divided by a temperature of {calibration['temperature']:.2f}, fitted on "
+            f"Logits divided by a temperature of {calibration['temperature']:.2f}, {how} on "
             f"{texts}, give {calibration['ece_after']:.3f}; the predicted classes stay the same."
         )
     return said
@@ -388,8 +347,14 @@ def of_comparison(comparison: dict) -> list[str]:
             f"{exact['only_other_right']:,} (McNemar's exact test: p = {exact['p']:.3g})"
         )
     said.append(f"{differ}.")
-    if max(len(comparison[side]) for side in ("ours", "other")) > 1:
+    models = [model for side in comparison["models"].values() for model in side]
+    if len(models) > 2:
         said.append("Figures of a side with several seeds are the means of these.")
+    said += [
+        f"{named(model['ckpt'])} was trained on {texts:,} of these texts."
+        for model in models
+        if (texts := model["also_in"]["training"])
+    ]
     return said
 
 

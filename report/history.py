@@ -5,9 +5,13 @@ In: the folder best/ that train.py wrote. Out: settings, curves, dates. Independ
 
 import datetime
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from runtime.card import METRICS, VALIDATED
+from runtime.checkpoint import EVENTS
 
 
 def read_history(folder: Path, trained: dict) -> tuple[dict, dict[str, list[tuple[int, float]]]]:
@@ -16,26 +20,36 @@ def read_history(folder: Path, trained: dict) -> tuple[dict, dict[str, list[tupl
     Args:
         trained: the settings in `folder`; {} if train.py did not write it, which leaves both empty.
     """
-    # Not at the top: it takes half a second to import.
-    from tensorboard.backend.event_processing import event_accumulator
-
-    validation, runs = folder / "validation.json", folder.resolve().parent / "runs"
+    validation = folder / VALIDATED
     run = {"settings": trained, "validation": {}, "dates": []}
-    if trained and validation.is_file():
-        run["validation"] = json.loads(validation.read_text(encoding="utf-8"))
-    if not (trained and any(runs.glob("events.out.tfevents.*"))):
+    if not (trained and validation.is_file()):
         return run, {}
-    events = event_accumulator.EventAccumulator(str(runs), size_guidance={"scalars": 0})
-    events.Reload()
-    scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    times = [event.wall_time for found in scalars.values() for event in found]
-    run["dates"] = [day_of(time) for time in (min(times), max(times))] if times else []
+    run["validation"] = best = json.loads(validation.read_text(encoding="utf-8"))
+    scalars = read_scalars(folder.resolve().parent / "runs")
     curves = {tag: [(event.step, event.value) for event in found] for tag, found in scalars.items()}
-    best = run["validation"]
     # A copy of best/ may lie beside the runs/ of another training.
-    if (best["step"], float(np.float32(best["accuracy"]))) not in curves.get("eval/accuracy", []):
-        return run | {"dates": []}, {}
+    if not all(
+        (best["step"], float(np.float32(best[name]))) in curves.get(f"eval/{name}", [])
+        for name in METRICS
+        if name in best
+    ):
+        return run, {}
+    times = [event.wall_time for found in scalars.values() for event in found]
+    run["dates"] = [day_of(time) for time in (min(times), max(times))]
     return run, curves
+
+
+def read_scalars(runs: Path) -> dict[str, list]:
+    """By tag, from the event files of train.py: another program's may be beside them."""
+    # Not at the top: it takes half a second to import.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with tempfile.TemporaryDirectory() as folder:
+        for file in runs.glob(f"events.out.tfevents.*{EVENTS}"):
+            Path(folder, file.name).symlink_to(file)
+        events = EventAccumulator(folder, size_guidance={"scalars": 0})
+        events.Reload()
+        return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
 def day_of(time: float) -> str:

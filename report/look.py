@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from report.texts import training_texts
+from runtime.display import WIDEST, letters_wide, shorten_middle
 from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.notes import count_repeats, largest_class
@@ -19,6 +20,7 @@ from runtime.tables import LabelledTexts
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 MOST = 50_000  # texts that the bag of words learns from; more hardly help it, and take minutes
+MOST_WEIGHTS = 5_000_000  # of all its classes: lbfgs keeps some twenty copies of 8 bytes each
 
 
 def examine(
@@ -84,7 +86,11 @@ def bag_of_words(train: LabelledTexts, validation: LabelledTexts) -> dict:
     begun = time.perf_counter()
     part = sample(train, MOST, seed=0)
     vectorize = TfidfVectorizer(
-        token_pattern=WORD, ngram_range=(1, 2), sublinear_tf=True, min_df=min_rows(len(part))
+        token_pattern=WORD,
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        min_df=min_rows(len(part)),
+        max_features=MOST_WEIGHTS // len(train.names),
     )
     try:
         features = vectorize.fit_transform(joined(part))
@@ -141,17 +147,20 @@ def joined(texts: LabelledTexts) -> Iterator[str]:
 
 def show_look(look: dict) -> None:
     texts, limit = look["texts"], look["max_length"]
-    width = max(map(len, [*look["classes"], "all texts"]))
+    rows = [(shorten_middle(name, WIDEST), row) for name, row in look["classes"].items()]
+    whole = {**texts, "median_tokens": look["tokens"]["50%"], "cut": look["cut"]["train"]}
+    rows.append(("all texts", whole))
+    width = max(letters_wide(name) for name, _ in rows)
     head = f"{'':{width}}  {'train':>9} {'':6}  {'validation':>10} {'':6}"
     print(f"{head}  median tokens  cut at {limit} (train)")
-    whole = {**texts, "median_tokens": look["tokens"]["50%"], "cut": look["cut"]["train"]}
-    for name, row in [*look["classes"].items(), ("all texts", whole)]:
+    for name, row in rows:
         sides = "  ".join(
             f"{row[side]:>{wide},} {row[side] / texts[side]:6.1%}"
             for side, wide in (("train", 9), ("validation", 10))
         )
         median = "-" if row["median_tokens"] is None else row["median_tokens"]
-        print(f"{name:{width}}  {sides}  {median:>13}  {row['cut']:>{7 + len(str(limit))}.1%}")
+        pad = " " * (width - letters_wide(name))
+        print(f"{name}{pad}  {sides}  {median:>13}  {row['cut']:>{7 + len(str(limit))}.1%}")
     percentiles = ", ".join(f"{name} {tokens:,}" for name, tokens in look["tokens"].items())
     print(f"tokens of a training text, percentiles: {percentiles}")
     repeats = look["repeats"]

@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 from config import Config
 from report import findings, plots
 from report.files import PAGE_MARK
-from report.findings import is_number, percent, points, printable, shorten
+from report.findings import percent, points
 from report.history import read_history
 from report.predictions import Predicted, find_mistakes, pick_rows
 from runtime.card import METRICS
+from runtime.display import printable, shorten
 from runtime.tables import LabelledTexts, text_tuples
 
 MOST_MISTAKES = 50
@@ -60,8 +61,8 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
     """
     Args:
         report: what eval.py writes as JSON; sections whose figures it lacks are left out.
-        run: `settings`, `validation` and `dates` of the training (history.py), and `defaults`, the
-            default of each setting; any may be missing.
+        run: `settings`, `validation` and `dates` of the training (history.py), each empty if
+            unknown; `defaults`, the default of each setting; `name`, of the model.
         mistakes: of `list_mistakes`.
         curves: tag of TensorBoard -> [(step, value), ...]; may be empty.
     """
@@ -206,7 +207,7 @@ def headline(report: dict) -> ElementTree.Element:
     boxes = [
         part("div", part("dt", word), part("dd", percent(value)), part("dd", notes[word]))
         for word, value in figures.items()
-        if is_number(value)
+        if value is not None
     ]
     loss = f"mean loss {report['loss']:.4f}"
     boxes.append(
@@ -229,10 +230,14 @@ def run_section(report, run, mistakes, curves) -> tuple:
     }
     if best:
         metric = METRICS[settings.get("metric_for_best_model", "accuracy")]
+        scores = [
+            f"{word} {f'{best[name]:.4f}' if name == 'loss' else percent(best[name])}"
+            for name, word in METRICS.items()
+            if name in best  # an older train.py did not write macro-F1
+        ]
         rows["Validation"] = (
-            f"accuracy {percent(best['accuracy'])}, macro-F1 {percent(best['macro_f1'])}, loss "
-            f"{best['loss']:.4f} on {best['examples']:,} texts, at step {best['step']:,}, the best "
-            f"by {metric}"
+            f"{', '.join(scores)} on {best['examples']:,} texts, at step {best['step']:,}, the "
+            f"best by {metric}"
         )
     content = [
         part("tr", part("th", word, scope="row"), own(value, "td"))
@@ -256,14 +261,14 @@ SHOWN_ABOVE = ("model", "dataset", "output_dir")
 
 def changed_table(run: dict) -> ElementTree.Element:
     """Settings of the training that differ from their defaults."""
-    defaults, settings = run["defaults"], run["settings"]
+    settings = run["settings"]
     changed = [
         (f"--{name}", own(str(settings[name])))
-        for name, default in defaults.items()
+        for name, default in run["defaults"].items()
         if name in settings and settings[name] != default and name not in SHOWN_ABOVE
     ]
     if not changed:
-        known = "all settings are the defaults" if defaults and settings else "not known"
+        known = "all settings are the defaults" if settings else "not known"
         return part("p", f"Settings of the training: {known}.")
     caption = "Settings other than the defaults"
     return table(caption, ["Setting", "Value"], changed, "facts")
@@ -286,12 +291,12 @@ def flatten(environment: dict) -> dict:
 
 
 def curves_section(report, run, mistakes, curves) -> tuple:
-    step = run["validation"].get("step")
-    metric = run["settings"].get("metric_for_best_model", "accuracy")
-    if not any(values for tag, values in curves.items() if tag.endswith(("/loss", "/accuracy"))):
+    if not curves:
         return (
             ["There are none: no event files (runs/) of this run are beside the model's folder."],
         )
+    step = run["validation"]["step"]
+    metric = run["settings"].get("metric_for_best_model", "accuracy")
     label = "Loss, accuracy and macro-F1 by step, in training and on validation texts"
     plot = figure(plots.plot_curves(curves, step, label=label))
     return findings.of_curves(curves, step, metric), plot
@@ -406,11 +411,8 @@ def thresholds_section(report, run, mistakes, curves) -> tuple | None:
     )
 
 
-def mistakes_section(report, run, mistakes, curves) -> tuple | None:
+def mistakes_section(report, run, mistakes, curves) -> tuple:
     wrong = report["examples"] - findings.number_right(report)
-    if wrong and not mistakes:
-        return None
-    mistakes = mistakes[:MOST_MISTAKES]
     items = [part("li", *describe_mistake(mistake)) for mistake in mistakes]
     listing = part("ol", *items, class_="mistakes") if items else None
     return findings.of_mistakes(mistakes, wrong), *([listing] if items else [])
@@ -450,7 +452,7 @@ def comparison_section(report, run, mistakes, curves) -> tuple | None:
     head = ["", "This", "Other", "Difference", "95\u00a0% interval"]
     facts = table("This model beside the other; differences in points", head, rows)
     folders = [
-        part("li", f"{word}: ", own(", ".join(map(str, comparison[side]))))
+        part("li", f"{word}: ", own(", ".join(of["ckpt"] for of in comparison["models"][side])))
         for word, side in (("this", "ours"), ("other", "other"))
     ]
     return findings.of_comparison(comparison), part("ul", *folders), facts

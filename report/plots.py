@@ -18,8 +18,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report.findings import FEW_TEXTS, has_numbers, letters_wide, shorten_middle
+from report.findings import FEW_TEXTS
 from runtime.card import METRICS
+from runtime.display import FEW_CLASSES, letters_wide, shorten_middle
 
 # Colours that nobody would choose, replaced by the variables when the SVG is finished.
 INK, MUTED, LINE, BLUE, ORANGE = "#000001", "#000002", "#000003", "#000004", "#000005"
@@ -136,18 +137,16 @@ CURVES = {  # the word for a curve, its colour, and its marker
 
 
 @as_svg
-def plot_curves(curves: dict[str, list], best_step: int | None):
+def plot_curves(curves: dict[str, list], best_step: int):
     """Loss, accuracy and macro-F1 by step. Args: curves: tag -> [(step, value), ...]."""
     shown = [key for key in ("loss", "accuracy", "macro_f1") if f"eval/{key}" in curves]
-    shown = shown or ["loss", "accuracy"]
     grid = {"nrows": len(shown), "sharex": True, "gridspec_kw": {"hspace": 0.14}}
     figure, stacked = make_axes(72 + 144 * len(shown), **grid)
     for axes, what in zip(stacked, shown, strict=True):
         for source, (word, colour, marker) in CURVES.items():
             if points := curves.get(f"{source}/{what}"):
                 axes.plot(*np.transpose(points), marker=marker, color=colour, label=word)
-        if best_step is not None:
-            axes.axvline(best_step, color=INK, lw=1, ls=":", label="best/")
+        axes.axvline(best_step, color=INK, lw=1, ls=":", label="best/")
         axes.set_ylabel(METRICS[what])
     legend_above(stacked[0], 4)
     axes.set_xlabel("step")
@@ -161,7 +160,7 @@ def plot_confusion(confusion: list[list[int]], names: list[str]):
     """Rows are true, columns predicted classes. Blue: right; orange: mistakes; the stronger, the
     larger the share of the true class. Numbers are counts of texts."""
     counts = np.array(confusion)
-    numbers = has_numbers(names)
+    numbers = len(names) <= FEW_CLASSES
     short = [shorten_middle(name, 20) for name in names]
     longest = 6.2 * max(map(letters_wide, short)) + 8
     cell = max(34 if len(names) > 3 else 56, 7 * len(f"{counts.max():,}") + 8) if numbers else 13
@@ -275,7 +274,6 @@ def plot_lengths(groups: list[dict]):
 def plot_thresholds(rows: list[dict]):
     """Accuracy on the texts that a threshold leaves, by their share; some with the threshold."""
     figure, axes = make_axes(280, top=16, right=22)
-    rows = [row for row in rows if row["accuracy"] is not None]
     points = [(row["coverage"], row["accuracy"]) for row in rows]
     axes.plot(*np.transpose(points), "o-", color=BLUE)
     axes.set(xlabel="share of the texts that are decided", ylabel="accuracy on these")

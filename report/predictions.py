@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from runtime.display import printable
 from runtime.flags import UserError
 from runtime.formats import (
     DELIMITERS,
@@ -40,9 +41,10 @@ def print_predictions(texts: tuple[str, ...], classifier, threshold: float = 0.0
         )
     texts = [text.encode(errors="replace").decode() for text in texts]  # bytes that are no UTF-8
     ids = classifier.encode([(text,) for text in texts])
-    for text, row in zip(texts, classifier.logits(ids).softmax(-1), strict=True):
+    for text, row in zip(texts, classifier.logits(ids).double().softmax(-1), strict=True):
         label = classifier.names[row.argmax()] if row.max() >= threshold else NO_LABEL
-        classifier.accelerator.print(f"{label}  {row.max():.4f}  {text}")
+        line = f"{label}  {row.max():.4f}  {text}"
+        classifier.accelerator.print(" ".join(printable(line).splitlines()))
     counts = np.array(ids["unknown"]), np.array(ids["length"])
     for line in describe_unknown(*counts, "these texts"):
         classifier.accelerator.print(line)

@@ -4,11 +4,8 @@ In: the dicts of metrics.py, calibration.py and comparison.py. Out: lines. Indep
 were computed, files.
 """
 
-from report.findings import letters_wide, shorten_middle
 from runtime.card import METRICS
-
-MOST_COLUMNS = 12  # classes whose confusion matrix fits a terminal
-WIDEST = 40  # letters of a class name
+from runtime.display import FEW_CLASSES, WIDEST, letters_wide, shorten_middle
 
 
 def show(report: dict) -> None:
@@ -49,7 +46,7 @@ def show_classes(report: dict) -> None:
     names = list(report["classes"])
     short = {name: shorten_middle(name, WIDEST) for name in names}
     width = max(9, *map(letters_wide, short.values()))
-    columns = numbered(names) if len(names) <= MOST_COLUMNS else []
+    columns = numbered(names) if len(names) <= FEW_CLASSES else []
     head = "   predicted as " * bool(columns) + " ".join(columns)
     print(f"{'':{width}}  precision  recall      f1  examples{head}")
     for (name, row), counts in zip(report["classes"].items(), report["confusion"], strict=True):
@@ -84,7 +81,8 @@ def show_calibration(found: dict, of: dict) -> None:
         same = "these" if of["split"] == "validation" else f"{found['fitted_on']:,} validation"
         line += (
             f"; {found['ece_after']:.4f} with logits divided by {found['temperature']:.2f}, the "
-            f"temperature that fits {same} texts"
+            f"{'limit of those tried on' if found['at_limit'] else 'temperature that fits'} {same} "
+            "texts"
         )
     print(line)
 
@@ -114,7 +112,7 @@ def show_groups(report: dict) -> None:
 
 def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
     print(f"of the {count:,} validation texts, those whose probability is at least the threshold:")
-    columns = numbered(names) if len(names) <= MOST_COLUMNS else ["lowest"]
+    columns = numbered(names) if len(names) <= FEW_CLASSES else ["lowest"]
     print(f"threshold  coverage  accuracy   95 % interval      precision {' '.join(columns)}")
     for row in rows:
         if not row["texts"]:
@@ -122,7 +120,7 @@ def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
             break
         low, high = row["interval_95"]
         precisions = row["precision"]
-        if len(names) > MOST_COLUMNS:
+        if len(names) > FEW_CLASSES:
             precisions = [min(value for value in precisions if value is not None)]
         cells = zip(columns, precisions, strict=True)
         line = " ".join(
@@ -137,10 +135,11 @@ def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
 
 def show_comparison(found: dict) -> None:
     for flag, side in (("--ckpt", "ours"), ("--compare", "other")):
+        models = [model["ckpt"] for model in found["models"][side]]
         each = ", ".join(f"{value:.4f}" for value in found["accuracies"][side])
-        mean = f" (mean {found['accuracy'][side]:.4f})" * (len(found[side]) > 1)
+        mean = f" (mean {found['accuracy'][side]:.4f})" * (len(models) > 1)
         macro_f1 = f"{found['macro_f1'][side]:.4f}"
-        print(f"{flag} {', '.join(found[side])}: accuracy {each}{mean}, macro-F1 {macro_f1}")
+        print(f"{flag} {', '.join(models)}: accuracy {each}{mean}, macro-F1 {macro_f1}")
     for metric in ("accuracy", "macro_f1"):
         low, high = found[metric]["interval_95"]
         chance = ", which holds 0: it may be chance" * (low <= 0 <= high and found["differ"] > 0)

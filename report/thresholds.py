@@ -18,7 +18,8 @@ from transformers import AutoConfig
 from report.files import check_writable
 from report.predictions import Predicted
 from report.terminal import show_thresholds
-from runtime.checkpoint import VALIDATION, read_training_settings, sum_of_weights
+from runtime.card import checksum
+from runtime.checkpoint import VALIDATION, read_training_settings
 from runtime.flags import UserError
 from runtime.heads import read_class_names
 from runtime.hub import find_checkpoint, load_pretrained, weight_files
@@ -131,7 +132,7 @@ def choose_threshold(config) -> None:
                 "whose cache is not for files of ours; give a folder"
             )
         check_writable(f"--store_threshold {config.store_threshold}:", folder / STORED)
-        weights = sum_of_weights(folder, {file: file.stat() for file in weight_files(folder)})
+        weights = checksum(weight_files(folder))
         before = stored_threshold(folder, weights)
         store_threshold(folder, config.store_threshold, validation, names, weights)
         place = "" if before is None else f", in the place of {before:g}"
@@ -150,9 +151,7 @@ def read_min_probability(config, classifier) -> float:
                 f"{classifier.folder / STORED} is not applied; --min_probability stored applies it"
             )
         return 0.0
-    threshold = read_threshold(
-        classifier.folder, sum_of_weights(classifier.folder, classifier.weights)
-    )
+    threshold = read_threshold(classifier.folder, classifier.checksum)
     if threshold is None:
         raise UserError(
             f"--min_probability stored: {classifier.folder} has none; give a number, or store one "

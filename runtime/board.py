@@ -12,7 +12,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-MOST_CURVES = 12  # classes; of more, nobody looks at the precision-recall curve of each
+from runtime.display import FEW_CLASSES, shorten_middle
+
 TUNED = ("learning_rate", "num_train_epochs", "model", "seed", "max_length", "dropout")
 TUNED += ("weight_decay", "warmup_steps", "class_weights", "label_smoothing_factor")
 MOST_NAMES = 40  # classes whose names can be read beside a matrix
@@ -28,7 +29,7 @@ def write_validation(
         # matplotlib's font lacks the letters of many scripts, and it would say so of each.
         warnings.filterwarnings("ignore", "Glyph")
         writer.add_figure("eval/confusion", figure, step, close=False)
-    if len(names) > MOST_CURVES:
+    if len(names) > FEW_CLASSES:  # nobody looks at the curve of each
         return
     probabilities = logits.softmax(-1)
     for number, name in list(enumerate(names))[len(names) == 2 :]:
@@ -55,11 +56,11 @@ def draw_confusion(confusion: torch.Tensor, names: list[str]):
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     if classes <= MOST_NAMES:
-        short = [name if len(name) <= 24 else f"{name[:12]}…{name[-11:]}" for name in names]
+        short = [shorten_middle(name, 24) for name in names]
         plain = {"parse_math": False}  # or two dollars in a name would be a formula, or an error
         axes.set_xticks(range(classes), short, rotation=90, **plain)
         axes.set_yticks(range(classes), short, **plain)
-    for row, column in torch.nonzero(confusion).tolist() if classes <= MOST_CURVES else ():
+    for row, column in torch.nonzero(confusion).tolist() if classes <= FEW_CLASSES else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         count = f"{confusion[row, column]:,}"
         axes.text(column, row, count, ha="center", va="center", color=color, fontsize=8)

@@ -97,10 +97,8 @@ def json_for_hub(folder: Path) -> dict[str, bytes]:
     """By file name: the settings and the reports, without the folders that local data are in."""
     contents = {SETTINGS: hide_paths(load_json(folder / SETTINGS))}
     for name, report in reports_in(folder).items():
-        of = report["of"]
-        contents[name] = report | {"of": of | {"dataset": hide_folder(of["dataset"])}}
-        for side in ("ours", "other") if "comparison" in report else ():
-            contents[name]["comparison"][side] = [*map(hide_folder, report["comparison"][side])]
+        with_folders = {key: report[key] for key in ("of", "comparison") if key in report}
+        contents[name] = report | hide_folders(with_folders)
     return {name: json.dumps(content, indent=1).encode() for name, content in contents.items()}
 
 
@@ -121,6 +119,15 @@ def hide_folder(name: str) -> str:
     """A local path without its folder, which may name a person or a client. What is left begins
     with "./": no name on the Hub does, so none is taken for it."""
     return f"./{Path(name).name}" if is_local(name) else name
+
+
+def hide_folders(content):
+    """`hide_folder` of every text in what JSON holds."""
+    if isinstance(content, dict):
+        return {key: hide_folders(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [*map(hide_folders, content)]
+    return hide_folder(content) if isinstance(content, str) else content
 
 
 def hide_paths(settings: dict) -> dict:

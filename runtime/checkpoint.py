@@ -254,10 +254,11 @@ def restore_best(best: Path, step: int) -> None:
 
 def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
     """Raises `UserError` naming both values of each setting that changes the result and differs."""
-    flags = {field.name for field in dataclasses.fields(kind)}
+    flags = {field.name: field.default for field in dataclasses.fields(kind)}
+    old = flags | old  # an older version lacked some, whose defaults are what it did
     batch = "global_batch_size"
     names = changed_settings(kind, old, new)
-    names += [name for name in new if name not in flags | {batch} and old.get(name) != new[name]]
+    names += [name for name in new if name not in {*flags, batch} and old.get(name) != new[name]]
     lines = [
         f"{last} was written with {name} {old.get(name)}, not {new[name]}: "
         "give the old value, another --output_dir, or --overwrite to delete that run"

@@ -5,8 +5,10 @@ In: a share and how many it was counted on. Out: two bounds. Independent of: wha
 
 import math
 
+Z_95 = 1.959964  # standard deviations of a normal distribution on both sides of its mean
 
-def wilson(accuracy: float, examples: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson(accuracy: float, examples: int, z: float = Z_95) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927), which holds near 1 too."""
     centre = accuracy + z * z / (2 * examples)
     spread = z * math.sqrt(accuracy * (1 - accuracy) / examples + z * z / (4 * examples * examples))

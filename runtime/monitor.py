@@ -263,10 +263,13 @@ def describe_validation(run, scores, better: bool) -> str:
     if largest == 1:
         return f"{line}; these are all of one class, which any model that answers it has right"
     f1_of_largest = 2 * largest / (1 + largest) / len(set(labels))
-    if scores.accuracy > largest or scores.macro_f1 > f1_of_largest:
+    if scores.accuracy > largest or scores.macro_f1 > f1_of_largest + ROUNDING:
         return line
     remedy = ": raise --learning_rate, or train longer" * run.at_last_step
     return f"{line}; no more than its largest class ({largest:.4f}): nothing learnt yet{remedy}"
+
+
+ROUNDING = 1e-9  # of a mean of fractions; a single text more that is right changes it by more
 
 
 def describe_end(run) -> str:

@@ -108,6 +108,16 @@ def data_files(folder: Path) -> list[Path]:
     )
 
 
+def may_be_read(folder: Path, file: Path) -> bool:
+    """Whether `data_files(folder)` would take a file that is written there for data."""
+    folder, file = folder.resolve(), file.resolve()
+    if not (format_of(file) and file.is_relative_to(folder)):
+        return False
+    between = [parent for parent in file.parents if parent.is_relative_to(folder)]
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return not (hidden or any((parent / MANIFEST).exists() for parent in between))
+
+
 OF_LIBRARY = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 

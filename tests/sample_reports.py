@@ -132,8 +132,10 @@ def new_figures(names, labels, predicted, probabilities) -> dict:
         "thresholds": thresholds(right, sure, len(names)),
         "at_stored_threshold": None,
         "comparison": {
-            "ours": ["runs/a/best"],
-            "other": ["runs/b/best"],
+            "models": {
+                side: [{"ckpt": ckpt, "weights": ckpt[0] * 64, "also_in": {"training": 0}}]
+                for side, ckpt in (("ours", "/a/best"), ("other", "/b/best"))
+            },
             "accuracy": compared(0.912, 0.9, [-0.003, 0.027]),
             "macro_f1": compared(0.904, 0.89, [0.002, 0.03]),
             "mcnemar": {"only_ours_right": 61, "only_other_right": 37, "p": 0.0198},
@@ -167,6 +169,7 @@ def calibrate(right, sure) -> dict:
         "bins": bins,
         "ece": float(sum(gaps) / len(right)),
         "temperature": 1.5,
+        "at_limit": False,
         "fitted_on": 800,
         "ece_after": 0.0123,
         "bins_after": after,

@@ -1115,8 +1115,8 @@ EVAL = [
         [
             "--input <tmp>/in.csv: needs --output FILE; give both",
             "--input <tmp>/in.csv: given with --text; give one of the two",
-            "--max_test_samples 3: is for the test split; leave it out with --text",
-            "--report <tmp>/r.json: is for the test split; leave it out with --text",
+            "--max_test_samples 3: is for a report on the test split; leave it out with --text",
+            "--report <tmp>/r.json: is for a report; leave it out with --text",
         ],
         {"in.csv": REVIEWS},
     ),
@@ -1130,9 +1130,15 @@ EVAL = [
         ],
     ),
     one(
+        "rows to drop of the validation split",
+        ["--split=validation", "--drop_invalid"],
+        "--drop_invalid: is for a report on the test split; leave it out with --split validation",
+    ),
+    one(
         "validation and another data set",
         ["--split=validation", "--dataset=<tmp>/x.csv"],
-        "--dataset <tmp>/x.csv: is for the test split; leave it out with --split validation",
+        "--dataset <tmp>/x.csv: is for a report on the test split; leave it out with --split "
+        "validation",
     ),
     one(
         "min_probability above 1",
@@ -1336,7 +1342,7 @@ EVAL = [
     one(
         "the validation split of texts",
         ["--split=validation", "--text=w1"],
-        "--split validation: is for the test split; leave it out with --text",
+        "--split validation: is for a report; leave it out with --text",
     ),
     one(
         "its validation is gone",
@@ -1352,7 +1358,7 @@ EVAL = [
     one(
         "html with text",
         ["--text=w1", "--html=<tmp>/r.html"],
-        "--html <tmp>/r.html: is for the test split; leave it out with --text",
+        "--html <tmp>/r.html: is for a report; leave it out with --text",
     ),
 ]
 

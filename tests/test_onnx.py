@@ -226,7 +226,8 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(
 
 def test_only_an_export_is_replaced_and_what_a_user_put_there_stays(single, quick, tmp_path):
     """And the new one names the threshold that was stored meanwhile. Red: require_own without
-    is_export; remove_copies left out of export; `threshold` None in it."""
+    is_export; hide_folder left out of write_card; remove_copies left out of export; `threshold`
+    None in it."""
     output = tmp_path / "onnx"
     export(single / "best", output)
     with pytest.raises(UserError, match="exists; give another folder"):
@@ -236,7 +237,10 @@ def test_only_an_export_is_replaced_and_what_a_user_put_there_stays(single, quic
     evaluation.main([f"--ckpt={single / 'best'}", "--thresholds", "--store_threshold=0.5"])
     export(single / "best", output, overwrite=True)
     (single / "best" / "threshold.json").unlink()
-    assert "A threshold of 0.5 was chosen" in (output / "README.md").read_text()
+    card = (output / "README.md").read_text()
+    assert "A threshold of 0.5 was chosen" in card
+    assert "`./best` as ONNX" in card
+    assert str(single) not in card
     assert (output / "note.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
     (tmp_path / "mine").mkdir()

@@ -15,12 +15,15 @@ import torch
 from conftest import make_rows, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.tensorboard import SummaryWriter
 
 import eval as evaluation
 from report import findings
 from report.files import check_page
+from report.history import read_history
 from report.page import SECTIONS, list_mistakes, write_page
 from report.predictions import Predicted
+from runtime.display import letters_wide, printable, shorten_middle
 from runtime.flags import UserError
 from runtime.splits import read_table
 from runtime.tables import label_rows
@@ -224,12 +227,18 @@ def test_a_page_of_another_programs_model_names_what_it_lacks(two, tmp_path):
     """Red: an empty plot of thresholds; the footer left out; None as a baseline's percentage."""
     report = {key: value for key, value in two[0].items() if key not in ("curves", "comparison")}
     report["baselines"] = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": 0}
-    after = {"temperature": None, "fitted_on": 0, "ece_after": None, "bins_after": None}
+    after = {
+        "temperature": None,
+        "at_limit": False,
+        "fitted_on": 0,
+        "ece_after": None,
+        "bins_after": None,
+    }
     report |= {"thresholds": [], "calibration": report["calibration"] | after}
     report["training_environment"] = None
     page = make_page(tmp_path, copy.deepcopy(report))
     shown, footer = page.words("main", "h2"), page.words("footer", "p")
-    missing = {"ROC and precision-recall", "Thresholds", "Worst mistakes", "Comparison"}
+    missing = {"ROC and precision-recall", "Thresholds", "Comparison"}
     assert {*shown} == {*SECTIONS} - missing
     assert all(title in footer[0] for title in missing)
     assert any("no event files" in words for words in page.words("main", "p"))
@@ -316,9 +325,9 @@ def test_the_model_is_judged_beside_the_best_baseline(two, bag, words):
 @given(st.text(max_size=40), st.integers(4, 30))
 def test_a_name_is_cut_to_the_width_and_keeps_both_ends(text, width):
     """Red: the reversed end left reversed in shorten_middle."""
-    line = " ".join(findings.printable(text).split())
-    short = findings.shorten_middle(text, width)
-    assert findings.letters_wide(short) <= max(width, 1)
+    line = " ".join(printable(text).split())
+    short = shorten_middle(text, width)
+    assert letters_wide(short) <= max(width, 1)
     start, _, end = short.partition("…") if short != line else (line, "", "")
     assert line.startswith(start)
     assert line.endswith(end)
@@ -344,7 +353,8 @@ def test_a_page_of_the_validation_split_warns_wherever_it_matters(two, tmp_path)
 
 
 def test_a_comparison_is_judged_by_both_metrics(two):
-    """Red: the accuracy's figures for both in of_comparison; `low <= 0` alone in judge."""
+    """Red: the accuracy's figures for both in of_comparison; `low <= 0` alone in judge; its last
+    sentences left out."""
     found = copy.deepcopy(two[0]["comparison"])
     accuracy, macro_f1, differ = findings.of_comparison(found)
     assert accuracy.startswith("Accuracy: 91.2\u00a0% beside 90.0\u00a0%, +1.2 points;")
@@ -355,10 +365,12 @@ def test_a_comparison_is_judged_by_both_metrics(two):
         "They differ on 98 texts; only this one is right on 61, only the other"
     )
     assert findings.of_comparison(found | {"differ": 0}) == ["Both say the same of each text."]
-    found |= {"mcnemar": None, "other": ["b/best", "c/best"]}
-    assert findings.of_comparison(found)[2:] == [
+    third = {"ckpt": "/c/best", "also_in": {"training": 3, "validation": 0}}
+    found["models"]["other"].append(third)
+    assert findings.of_comparison(found | {"mcnemar": None})[2:] == [
         "They differ on 98 texts.",
         "Figures of a side with several seeds are the means of these.",
+        f"{findings.named('/c/best')} was trained on 3 of these texts.",
     ]
 
 
@@ -427,6 +439,35 @@ def test_the_mistakes_of_a_page_are_read_from_the_text_column_alone(tmp_path):
     nothing = np.zeros(20, dtype=int)
     wrong = np.eye(2, dtype=np.float32)[1 - texts.labels]
     assert len(list_mistakes(texts, Predicted(wrong, texts.labels, nothing, nothing > 0))) == 20
+
+
+@pytest.mark.parametrize("name", ["accuracy", "macro_f1", "loss"])
+def test_curves_are_those_of_the_weights_by_all_their_scores(train_command, tmp_path, name):
+    """And of our own event files. Red: `name` left out of METRICS in read_history; every event file
+    in read_scalars."""
+    best = train_command(max_steps=4, validate_steps=2) / "best"
+    trained = json.loads((best / "training_config.json").read_text())
+    with SummaryWriter(str(best.parent / "runs"), filename_suffix=".other") as writer:
+        writer.add_scalar("eval/of_another_program", 1.0, 2)
+    run, curves = read_history(best, trained)
+    assert len(run["dates"]) == 2
+    assert [step for step, _ in curves[f"eval/{name}"]] == [2, 4]
+    assert "eval/of_another_program" not in curves
+    scores = best / "validation.json"
+    before = scores.read_text()
+    scores.write_text(json.dumps(json.loads(before) | {name: 0.123}))
+    assert read_history(best, trained)[1] == {}
+    # An older train.py wrote no macro-F1.
+    found = json.loads(before)
+    scores.write_text(json.dumps({key: found[key] for key in found if key != "macro_f1"}))
+    assert read_history(best, trained)[1] == curves
+    (best / "manifest.json").unlink()
+    flags = [f"--html={tmp_path / 'page.html'}", f"--report={tmp_path / 'r.json'}"]
+    evaluation.main([f"--ckpt={best}", *flags])
+    (words,) = re.findall(
+        ">(accuracy [^<]*the best by[^<]*)<", (tmp_path / "page.html").read_text()
+    )
+    assert "macro-F1" not in words
 
 
 def test_eval_writes_the_page_and_replaces_only_one_of_its_own(train_command, tmp_path):

@@ -46,16 +46,16 @@ def launch(processes: int, script: str, *flags: str) -> str:
     return out
 
 
-@pytest.mark.parametrize(("processes", "size", "count"), [(2, 50, 7), (3, 9, 6)])
-def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size, count):
+@pytest.mark.parametrize(("processes", "size"), [(2, 50), (3, 9)])
+def test_every_mix_gives_one_gradient_one_rate_and_one_report(processes, size):
     """Against float64, one process, one forward pass: bench/dealing.py, which
-    has more sizes and the peers. In 12 parts of 9 texts a process has none.
+    has more sizes, batches and the peers. In 12 parts of 9 texts a process has none.
 
     Red: `* accumulation` or `* processes` left out; a share dealt twice; a rate of step + 1.
     """
-    rows = dealing.launch(processes, sizes=(size,), run=launch)
+    rows = dealing.launch(processes, sizes=(size,), batches=(12,), run=launch)
     mixes = [row for row in rows if "loop" in row]
-    assert len(mixes) == count
+    assert len(mixes) == 3
     for row in mixes:
         assert max(row["differences"]) <= 1e-6, row
         assert row["factors"] == pytest.approx([1] * len(row["factors"]), abs=1e-6)
@@ -82,6 +82,12 @@ def test_a_report_is_the_same_on_three_processes(tiny, corpus, tmp_path):
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-6)
 
 
+def test_thresholds_are_printed_once(one_process):
+    """Red: choose_threshold called on all processes."""
+    said = launch(2, "eval.py", f"--ckpt={one_process[1] / 'best'}", "--thresholds")
+    assert said.count("of the 45 validation texts") == 1
+
+
 def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny, corpus, tmp_path):
     """On two processes, with dropout, stopped inside an evaluation or a window; after a
     SIGKILL of the main one the other ends within ten seconds.
@@ -89,8 +95,8 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
     Red: each process raising its own flag in `check`; `sums` saved as their sum; no group in Stop
     (the other waits for the launcher to kill it).
     """
-    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--dropout=0.1", "--max_steps=160"]
-    flags += ["--logging_steps=7", "--eval_steps=10", "--validate_steps=100", "--save_steps=20"]
+    flags = [f"--model={tiny}", f"--dataset={corpus}", *FLAGS, "--dropout=0.1", "--max_steps=90"]
+    flags += ["--logging_steps=7", "--eval_steps=10", "--validate_steps=50", "--save_steps=20"]
     flags += ["--max_save_share=1", "--per_device_eval_batch_size=4"]
     launch(2, "train.py", *flags, f"--output_dir={tmp_path / 'whole'}")
     folder = tmp_path / "stopped"
@@ -100,7 +106,7 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
         out, err = running.communicate(timeout=60)
     assert out.count("stopped at step") == 1, err[-3000:]
     stopped_at = saved_step(folder)
-    assert 20 < stopped_at < 160
+    assert 20 < stopped_at < 90
     with Group(2, ROOT / "train.py", *flags, f"--output_dir={folder}") as running:
         wait_for_save(folder, after=stopped_at)
         os.kill(int((folder / ".lock").read_text().split()[1]), signal.SIGKILL)
@@ -195,15 +201,15 @@ def write_script(folder, body: str, first: str = ""):
     return script
 
 
+DISK = ("raise UserError('the disk')", "error: the disk", None)
+FAULT = ("raise ValueError('a fault')", None, "[rank1]: ValueError")
+DEATH = ("os.kill(os.getpid(), 9)", "error: another process of this run died", None)
+
+
 @pytest.mark.parametrize(
-    ("event", "line", "traceback"),
-    [
-        ("raise UserError('the disk')", "error: the disk", None),
-        ("raise ValueError('a fault')", None, "[rank1]: ValueError"),
-        ("os.kill(os.getpid(), 9)", "error: another process of this run died", None),
-    ],
+    ("start", "event", "line", "traceback"),
+    [(Group, *DISK), (Group, *FAULT), (Group, *DEATH), (torchrun, *DISK)],
 )
-@pytest.mark.parametrize("start", [Group, torchrun])
 def test_one_failure_is_one_line(tiny, corpus, tmp_path, start, event, line, traceback):
     """Of whichever process fails first; the others end within seconds, and silently, whether a
     launcher ends them or nobody does.
@@ -304,22 +310,21 @@ def test_texts_are_tokenized_once_for_all_processes(tiny, corpus, tmp_path):
 
 
 def test_two_machines_are_one_run(one_process, tmp_path):
-    """Two launchers on two loopback addresses that share no disk: each has its own output folder
-    and caches. The second machine writes nothing, and needs no `last/` to go on from.
+    """Processes as two launchers start them on machines that share no disk: each has its own output
+    folder and caches. The second writes nothing, and needs no `last/` to go on from.
 
     Red: `last/` read on every process; on_main by the first process of each machine.
     """
     flags, one, killed = one_process
     shutil.copytree(killed, tmp_path / "machine0")
-    port = free_port()
+    every = {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    every |= {"MASTER_PORT": str(free_port()), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     machines = []
     for rank in (0, 1):
-        words = ["--nnodes=2", "--nproc_per_node=1", f"--node_rank={rank}", "--rdzv_backend=c10d"]
-        words += ["--rdzv_id=two", f"--rdzv_endpoint=127.0.0.1:{port}"]
-        words += [f"--local_addr=127.0.0.{rank + 1}", ROOT / "train.py", *flags]
-        words += ["--per_device_train_batch_size=4", f"--output_dir={tmp_path / f'machine{rank}'}"]
-        own = {"ACCELERATE_USE_CPU": "1", "HF_HOME": str(tmp_path / f"hf{rank}")}
-        machines.append(Forked(torch.distributed.run.__file__, *words, **own))
+        words = [ROOT / "train.py", *flags, "--per_device_train_batch_size=4"]
+        words += [f"--output_dir={tmp_path / f'machine{rank}'}"]
+        own = {"RANK": str(rank), "HF_HOME": str(tmp_path / f"hf{rank}")}
+        machines.append(Forked(*words, **every, **own))
     said = [machine.communicate(timeout=120) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-3000:]
     assert "steps of 8 texts" in said[0][0]

@@ -27,8 +27,10 @@ import eval as evaluation
 from model import score
 from report.calibration import calibration_error, examine_calibration, fit_temperature, reliability
 from report.comparison import compare_sides
+from report.findings import of_calibration
 from report.metrics import accuracy_by_length, make_report
 from report.predictions import Predicted, write_errors, write_split
+from report.terminal import show_calibration
 from report.texts import training_texts
 from report.thresholds import coverage, coverage_table
 from runtime.flags import UserError
@@ -128,16 +130,30 @@ def test_the_temperature_is_found_again():
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = (shares.cumsum(1) > rng.random((20000, 1))).argmax(1)
     predicted = Predicted((3 * logits).astype(np.float32), labels, labels, labels > 9)
-    assert fit_temperature(predicted) == pytest.approx(3, rel=0.05)
+    assert fit_temperature(predicted) == (pytest.approx(3, rel=0.05), False)
     assert calibration_error(reliability(predicted, 3.0)) < 0.02
     assert calibration_error(reliability(predicted)) > 0.1
+
+
+@pytest.mark.parametrize(("right", "limit"), [(True, 0.05), (False, 20.0)])
+def test_a_temperature_at_its_limit_is_called_the_limit(right, limit, capsys):
+    """Of a model without a mistake, and of one that is always wrong. Red: False for at_limit; the
+    words of a fit in either place."""
+    predicted = made_up(texts=50)
+    logits = np.eye(3, dtype=np.float32)[predicted.labels] * (4 if right else -4)
+    found = examine_calibration(predicted, dataclasses.replace(predicted, logits=logits))
+    assert (found["temperature"], found["at_limit"]) == (pytest.approx(limit), True)
+    show_calibration(found, {"split": "test"})
+    assert "the limit of those tried on 50 validation texts" in capsys.readouterr().out
+    assert "the limit of those tried on 50 validation texts" in of_calibration(found)[-1]
 
 
 def test_the_temperature_is_of_validation_and_judged_on_the_split():
     """Red: fit_temperature(predicted); reliability(predicted) without it for `after`."""
     predicted, validation = made_up(sharp=2.0), made_up(seed=1, sharp=4.0)
     found = examine_calibration(predicted, validation)
-    assert found["temperature"] == fit_temperature(validation) > 1.5 * fit_temperature(predicted)
+    of_validation, of_split = fit_temperature(validation)[0], fit_temperature(predicted)[0]
+    assert found["temperature"] == of_validation > 1.5 * of_split
     after = reliability(predicted, found["temperature"])
     assert (found["bins_after"], found["ece_after"]) == (after, calibration_error(after))
     assert found["ece_after"] != found["ece"]
@@ -352,7 +368,7 @@ def test_the_validation_split_of_a_model_that_started_from_another_is_its_own(
 def test_several_seeds_make_one_side(trained, corpus, tmp_path, capsys):
     """Each in its side, on the validation split too, by which both chose their step. Red: --seeds
     left out of compare_with; count_seen of the validation texts for that split;
-    full_path left out of folders_compared (a path as typed may name a client on the Hub)."""
+    full_path left out of open_classifier (a path as typed may name a client on the Hub)."""
     ours, other = trained
     report = tmp_path / "r.json"
     asked = [f"--seeds={other}", f"--compare={other}", f"--report={report}", "--num_threads=1"]
@@ -361,7 +377,9 @@ def test_several_seeds_make_one_side(trained, corpus, tmp_path, capsys):
         found = json.loads(report.read_text())
         each = found["comparison"]["accuracies"]
         assert each["ours"] == [found["accuracy"], *each["other"]]
-        assert found["comparison"]["ours"] == [str(ours), str(other)]
+        models = found["comparison"]["models"]
+        assert [model["ckpt"] for model in models["ours"]] == [str(ours), str(other)]
+        assert {model["also_in"]["training"] for of in models.values() for model in of} == {0}
         assert f"{found['comparison']['accuracy']['ours']:.4f})" in capsys.readouterr().out
 
 
@@ -424,19 +442,67 @@ def test_the_validation_texts_that_were_trained_on_are_counted(tiny, tmp_path):
     assert about["also_in"] == {"training": 8, "validation": 28}
 
 
-def test_a_comparison_in_a_report_is_not_lost(trained, tmp_path):
-    """Red: refuse_to_replace without its second look."""
+def test_a_comparison_is_known_by_weights_and_kept(trained, tmp_path, capsys):
+    """A copy elsewhere is the same model, another in the same folder is not; a report without
+    --compare keeps it. Red: `replaced` not looked at in report_on_split; list_weights of names;
+    `sides and` left out of read_replaced; {} returned at its end; its old format not refused."""
     ours, other = trained
-    report = f"--report={tmp_path / 'r.json'}"
-    evaluation.main([f"--ckpt={ours}", report, "--num_threads=1"])
-    evaluation.main([f"--ckpt={ours}", report, f"--compare={other}", "--num_threads=1"])
-    evaluation.main([f"--ckpt={ours}", report, f"--compare={other}", "--num_threads=1"])
-    with pytest.raises(UserError, match=r"holds a comparison of .*1/best with .*2/best"):
-        evaluation.main([f"--ckpt={ours}", report, "--num_threads=1"])
-    other_side = [f"--seeds={other}", f"--compare={other}"]
-    with pytest.raises(UserError, match="holds a comparison of"):
-        evaluation.main([f"--ckpt={ours}", report, *other_side, "--num_threads=1"])
-    evaluation.main([f"--ckpt={ours}", report, "--num_threads=1", "--overwrite"])
+    copy = shutil.copytree(other, tmp_path / "copy" / "best")
+    file = tmp_path / "r.json"
+    report = [f"--ckpt={ours}", f"--report={file}", "--num_threads=1"]
+    evaluation.main(report)
+    evaluation.main([*report, f"--compare={other}"])
+    evaluation.main([*report, f"--compare={copy}"])
+    before = json.loads(file.read_text())["comparison"]
+    assert before["models"]["other"][0]["ckpt"] == str(copy)
+    capsys.readouterr()
+    evaluation.main(report)
+    assert json.loads(file.read_text())["comparison"] == before
+    assert f"--compare {copy}: accuracy" in capsys.readouterr().out
+    shutil.rmtree(copy)
+    shutil.copytree(ours, copy)
+    for sides in ([f"--compare={copy}"], [f"--seeds={other}", f"--compare={other}"]):
+        with pytest.raises(UserError, match="holds a comparison of other models"):
+            evaluation.main([*report, *sides])
+    old = json.loads(file.read_text())
+    old["of"].pop("split")  # as an earlier version wrote it
+    file.write_text(json.dumps(old))
+    evaluation.main(report)
+    file.write_text(json.dumps(old | {"comparison": {"ours": ["a"], "other": ["b"]}}))
+    with pytest.raises(UserError, match="holds a comparison of other models"):
+        evaluation.main(report)
+    evaluation.main([*report, "--overwrite"])
+    assert "comparison" not in json.loads(file.read_text())
+
+
+def test_no_model_counts_twice_on_a_side(trained, tmp_path):
+    """A copy of it neither; on both sides it may stand. Red: `twice` always empty."""
+    ours, other = trained
+    copy = shutil.copytree(ours, tmp_path / "copy")
+    flags = [f"--ckpt={ours}", f"--report={tmp_path / 'r.json'}", "--num_threads=1"]
+    for sides, twice in (
+        ([f"--seeds={copy}", f"--compare={other}"], f"--seeds {copy}: has the weights of {ours};"),
+        ([f"--compare={other}", f"--compare={other}"], f"{other}: has the weights of {other};"),
+    ):
+        with pytest.raises(UserError, match=re.escape(twice)):
+            evaluation.main([*flags, *sides])
+    evaluation.main([*flags, f"--compare={copy}"])
+    assert json.loads((tmp_path / "r.json").read_text())["comparison"]["differ"] == 0
+
+
+@pytest.mark.parametrize("flag", ["predictions", "errors", "report", "output"])
+def test_nothing_is_written_among_the_texts(trained, corpus, tmp_path, flag):
+    """Where the next command would take it for data: in the folder of --dataset or of the training.
+    Red: keep_out_of_data with one of the two; without its call, or with one flag less."""
+    data = tmp_path / "data"
+    new = write_csv(data / "test.csv", make_rows(20, seed=8))
+    asked = [f"--input={new}"] if flag == "output" else [f"--dataset={data}"]
+    for folder, rest in ((data, asked), (corpus, asked if flag == "output" else [])):
+        path = folder / "test_report.json" if flag == "report" else folder / "test_more.csv"
+        if (folder, flag) != (data, "output"):  # --input is a file: its folder is no data set
+            with pytest.raises(UserError, match=rf"--{flag} {path}: lies in the data set {folder}"):
+                evaluation.main([f"--ckpt={trained[0]}", *rest, f"--{flag}={path}"])
+            assert not path.exists()
 
 
 def test_the_validation_split_is_that_which_chose_the_step(trained):
@@ -509,8 +575,8 @@ def test_a_threshold_is_chosen_stored_and_applied(trained, tmp_path, capsys):
     row = json.loads((tmp_path / "r.json").read_text())["at_stored_threshold"]
     said = f"at the stored threshold of {limit:g}: {row['texts']} of these texts"
     assert said in capsys.readouterr().out
-    evaluation.main([f"--ckpt={best}", "--text=\udcff w1"])
-    assert "  ? w1\n" in capsys.readouterr().out
+    evaluation.main([f"--ckpt={best}", "--text=\udcff\nw1\x07"])
+    assert "  ? w1\ufffd\n" in capsys.readouterr().out
     for least, label in ((0, ""), (1, "-  ")):
         evaluation.main([f"--ckpt={best}", "--text=w1 w12", f"--min_probability={least}"])
         assert capsys.readouterr().out.startswith(label)

@@ -11,7 +11,17 @@ from collections import Counter
 import pytest
 from conftest import ROOT, make_rows, write_csv
 
-RUNTIME = ["streams", "flags", "folders", "environment", "formats", "tokenizer", "hub", "probe"]
+RUNTIME = [
+    "display",
+    "streams",
+    "flags",
+    "folders",
+    "environment",
+    "formats",
+    "tokenizer",
+    "hub",
+    "probe",
+]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
 RUNTIME += ["intervals", "card", "engines", "checkpoint", "board", "monitor"]
 REPORT = [
@@ -24,7 +34,7 @@ REPORT = [
     "calibration",
     "comparison",
 ]
-REPORT += ["thresholds", "texts", "look", "plots", "history", "page"]
+REPORT += ["thresholds", "texts", "rivals", "look", "plots", "history", "page"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
 HOUSE += [f"report.{name}" for name in REPORT] + ["data", "eval", "train"]

@@ -29,7 +29,7 @@ from runtime.flags import UserError
 from runtime.hub import hub_remedy
 from runtime.notes import describe_classes
 from runtime.seen import read_seen
-from runtime.splits import files_of, find_validation, read_table
+from runtime.splits import data_files, files_of, find_validation, may_be_read, read_table
 from runtime.tables import LabelledTexts, label_rows, list_names, numeric_order
 
 
@@ -120,6 +120,21 @@ def test_settings_in_json_are_no_texts(tmp_path, there, read):
     for name in there:
         (tmp_path / name).touch()
     assert [path.name for path in files_of(tmp_path, "train")] == read
+
+
+@pytest.mark.parametrize(
+    "name", ["a.csv", "deep/a.jsonl", "a.html", ".a.csv", ".x/a.csv", "run/a.csv", "../data.csv"]
+)
+def test_whether_a_file_would_be_data_is_known_before_it_is_written(tmp_path, name):
+    """Red: may_be_read without one of its conditions."""
+    folder = tmp_path / "data"
+    for inside in ("deep", ".x", "run"):
+        (folder / inside).mkdir(parents=True)
+    (folder / "run" / "manifest.json").write_text("{}")
+    expected = may_be_read(folder, folder / name)
+    (folder / name).write_text("text,label\n")
+    assert expected == bool(data_files(folder))
+    assert expected == (name in ("a.csv", "deep/a.jsonl"))
 
 
 def test_files_that_name_no_split_are_all_trained_on(tmp_path):
