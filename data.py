@@ -349,8 +349,8 @@ def look_at(config: LookConfig) -> None:
     if config.json:
         check_look(Path(config.json), config.overwrite)
         keep_out_of_data({"json": config.json}, (config.dataset, config.validation_dataset))
-    tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     train, validation, notes = choose_texts(dataclasses.replace(config, drop_invalid=True))
+    tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
     unknown, of_train = count_tokens(train, tokenizer, config.truncation)
     lengths = {
         "train": of_train,
@@ -365,7 +365,7 @@ def look_at(config: LookConfig) -> None:
     for line in notes:
         print(line)
     if look["left_out"] and not config.drop_invalid:
-        print("rows without text or label: train.py refuses them unless --drop_invalid is given")
+        print("train.py refuses such rows unless --drop_invalid is given")
     show_look(look)
 
 

@@ -108,6 +108,7 @@ def write_card(
         classes=list_names(names),
         count=len(names),
         arguments='"FIRST TEXT" "SECOND TEXT"' if pair else '"TEXT"',
+        parts=3 if pair else 2,
         special=special * own.split_special_tokens,
         cut=cut,
         reads=reads,

@@ -38,7 +38,7 @@ import contextlib
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
-from report.thresholds import STORED, stored_threshold
+from report.thresholds import NOTE, STORED, stored_threshold
 from runtime.card import card_for_hub, checksum, json_for_hub, load_json
 from runtime.checkpoint import read_training_settings
 from runtime.folders import CARD, MANIFEST
@@ -61,10 +61,11 @@ def push(config: PushConfig) -> None:
     before = manifest.read_bytes() if manifest.is_file() else b""
     if not (read_training_settings(folder) and before):
         raise UserError(f"--ckpt {folder}: train.py did not write it; give the best/ of a training")
-    card = card_for_hub(folder, Config, config.name)
-    sent = {CARD: str(card).encode(), **json_for_hub(folder)}
-    if stored_threshold(folder, checksum(weight_files(folder))) is not None:
+    card, sent = card_for_hub(folder, Config, config.name), json_for_hub(folder)
+    if (threshold := stored_threshold(folder, checksum(weight_files(folder)))) is not None:
         sent[STORED] = folder / STORED
+        card.text += NOTE.format(threshold)
+    sent[CARD] = str(card).encode()
     stays = sort_files(folder, sent, config.with_hashes)
     files = [CommitOperationAdd(name, content) for name, content in sent.items()]
     for file in files:

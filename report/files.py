@@ -10,7 +10,7 @@ from pathlib import Path
 
 from runtime.flags import UserError
 from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped, read_columns
-from runtime.splits import may_be_read
+from runtime.splits import holds_predictions, may_be_read
 
 
 def check_source(source: Path, output: Path) -> None:
@@ -29,15 +29,14 @@ def check_output(flag: str, output: Path, overwrite: bool) -> None:
         kinds = ", ".join(OUTPUT_FORMATS)
         raise UserError(f"{flag} {output}: unknown kind of file; give one of {kinds}")
     check_writable(flag, output)
-    require_ours(flag, output, overwrite, holds_predictions)
+    require_ours(flag, output, overwrite, is_empty_or_predictions)
 
 
-def holds_predictions(path: Path) -> bool:
+def is_empty_or_predictions(path: Path) -> bool:
     try:
-        columns = read_columns(path)
+        return not read_columns(path) or holds_predictions(path)
     except UserError:  # not what its name says
         return False
-    return not columns or "predicted_label" in columns
 
 
 def require_ours(flag: str, path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> None:
@@ -114,11 +113,15 @@ def read_replaced(path: Path, about: dict, sides: dict, overwrite: bool) -> dict
     if not path.exists() or overwrite:
         return {}
     old = read_object(path)
-    if not about.items() <= {"split": "test", **old["of"]}.items():  # once it had no "split"
-        raise UserError(f"{path} holds another report; give --report FILE, or --overwrite")
+    before = {"split": "test"} | old["of"]  # a report of an older version has no "split"
+    if differs := [name for name in about if before.get(name) != about[name]]:
+        raise UserError(
+            f"{path} holds another report (other {', '.join(differs)}); give --report FILE, or "
+            "--overwrite"
+        )
     if "comparison" in old:
-        before = old["comparison"].get("models", {})
-        if not before or (sides and list_weights(before) != list_weights(sides)):
+        models = old["comparison"].get("models", {})
+        if not models or (sides and list_weights(models) != list_weights(sides)):
             raise UserError(
                 f"{path} holds a comparison of other models; give --report FILE, or --overwrite"
             )

@@ -80,7 +80,7 @@ def write_page(path: Path, report: dict, run: dict, mistakes: list[dict], curves
     contents = [
         part("li", part("a", found[0].text, href=f"#{found.get('id')}")) for found in sections
     ]
-    left_out = "Left out, because the report has no figures for it: " + ", ".join(missing) + "."
+    left_out = f"Left out, because the report has no figures for it: {', '.join(missing)}."
     page = part(
         "html",
         part(
@@ -466,7 +466,7 @@ SECTIONS = {
     "Classes": classes_section,
     "Confusion matrix": confusion_section,
     "Calibration": calibration_section,
-    "ROC and precision-recall": ranking_section,
+    "ROC and precision-recall of two classes": ranking_section,
     "Length of the texts": lengths_section,
     "Thresholds": thresholds_section,
     "Worst mistakes": mistakes_section,

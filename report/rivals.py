@@ -5,8 +5,11 @@ side of --ckpt, compare_1 on the other; labelled texts. Out: both sides for the 
 `UserError`. Independent of: how a model is opened, statistics.
 """
 
+import dataclasses
+
 import numpy as np
 
+from config import Config
 from report.comparison import compare_sides
 from report.predictions import Predicted
 from report.texts import count_seen, describe_seen
@@ -44,11 +47,23 @@ def examine_rivals(
             raise UserError(f"{given}: has the weights of {twice[0]}; leave one of them out")
         side.append(about)
         rival.accelerator.print(f"{given}: {describe_seen(known, seen, texts, rival.folder)}")
+        if others := other_settings(rival.trained, classifier.trained):
+            rival.accelerator.print(f"{given}: trained with {', '.join(others)}")
     return sides
 
 
 def describe(classifier, also_in: dict[str, int]) -> dict:
     return {"ckpt": classifier.name, "weights": classifier.checksum, "also_in": also_in}
+
+
+def other_settings(trained: dict, of_ckpt: dict) -> list[str]:
+    """What may explain a difference besides chance, in words."""
+    return [
+        f"--{field.name} {trained[field.name]} (--ckpt: {of_ckpt[field.name]})"
+        for field in dataclasses.fields(Config)
+        if field.name in trained.keys() & of_ckpt.keys() - {"output_dir"}
+        and trained[field.name] != of_ckpt[field.name]
+    ]
 
 
 def require_same_classes(rival, classifier, given: str) -> None:

@@ -4,6 +4,7 @@ In: the dicts of metrics.py, calibration.py and comparison.py. Out: lines. Indep
 were computed, files.
 """
 
+from report.findings import FEW_TEXTS
 from runtime.card import METRICS
 from runtime.display import FEW_CLASSES, WIDEST, letters_wide, shorten_middle
 
@@ -46,7 +47,7 @@ def show_classes(report: dict) -> None:
     names = list(report["classes"])
     short = {name: shorten_middle(name, WIDEST) for name in names}
     width = max(9, *map(letters_wide, short.values()))
-    columns = numbered(names) if len(names) <= FEW_CLASSES else []
+    columns = head_columns(names) if len(names) <= FEW_CLASSES else []
     head = "   predicted as " * bool(columns) + " ".join(columns)
     print(f"{'':{width}}  precision  recall      f1  examples{head}")
     for (name, row), counts in zip(report["classes"].items(), report["confusion"], strict=True):
@@ -59,9 +60,14 @@ def show_classes(report: dict) -> None:
         print(f"{short[name]}{pad}  {figures}{' ' * 16 * bool(columns)}{line}")
 
 
-def numbered(names: list[str]) -> list[str]:
-    """Headings of columns, each as wide as a count: the names, cut where they are long."""
-    return [f"{shorten_middle(name, 10):>7}" for name in names]
+def head_columns(names: list[str]) -> list[str]:
+    """Headings of columns, each as wide as a count: the names, cut where they are long, but not so
+    far that two are alike."""
+    for width in range(10, WIDEST + 1):
+        short = [f"{shorten_middle(name, width):>7}" for name in names]
+        if len(set(short)) == len(names):
+            break
+    return short
 
 
 def show_confused(report: dict) -> None:
@@ -79,10 +85,10 @@ def show_calibration(found: dict, of: dict) -> None:
     line = f"expected calibration error {found['ece']:.4f}"
     if found["temperature"] is not None:
         same = "these" if of["split"] == "validation" else f"{found['fitted_on']:,} validation"
+        kind = "limit of those tried on" if found["at_limit"] else "temperature that fits"
         line += (
-            f"; {found['ece_after']:.4f} with logits divided by {found['temperature']:.2f}, the "
-            f"{'limit of those tried on' if found['at_limit'] else 'temperature that fits'} {same} "
-            "texts"
+            f"; with logits divided by {found['temperature']:.2f}, the {kind} {same} texts, it is "
+            f"{found['ece_after']:.4f}"
         )
     print(line)
 
@@ -112,25 +118,34 @@ def show_groups(report: dict) -> None:
 
 def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
     print(f"of the {count:,} validation texts, those whose probability is at least the threshold:")
-    columns = numbered(names) if len(names) <= FEW_CLASSES else ["lowest"]
+    columns = head_columns(names) if len(names) <= FEW_CLASSES else ["lowest"]
+    columns = [f"{column:>8}" for column in columns]
     print(f"threshold  coverage  accuracy   95 % interval      precision {' '.join(columns)}")
     for row in rows:
         if not row["texts"]:
             print(f"{row['min_probability']:9.2f}  {0:8.1%}")
             break
         low, high = row["interval_95"]
-        precisions = row["precision"]
+        shares = [*map(mark_few, row["precision"], row["texts_of_class"])]
         if len(names) > FEW_CLASSES:
-            precisions = [min(value for value in precisions if value is not None)]
-        cells = zip(columns, precisions, strict=True)
-        line = " ".join(
-            f"{'-' if value is None else format(value, '.4f'):>{len(column)}}"
-            for column, value in cells
-        )
+            shares = [min((share for share in shares if share != "-"), key=few_last)]
+        cells = zip(columns, shares, strict=True)
+        line = " ".join(f"{share:>{len(column)}}" for column, share in cells)
         print(
             f"{row['min_probability']:9.2f}  {row['coverage']:8.1%}  {row['accuracy']:8.4f}  "
             f"{low:.4f} to {high:.4f}             {line}"
         )
+
+    if any(0 < count < FEW_TEXTS for row in rows for count in row["texts_of_class"]):
+        print(f"* of fewer than {FEW_TEXTS} texts, which says little")
+
+
+def mark_few(share: float | None, texts: int) -> str:
+    return "-" if share is None else f"{share:.4f}{'*' if texts < FEW_TEXTS else ' '}"
+
+
+def few_last(share: str) -> tuple[bool, str]:
+    return share.endswith("*"), share
 
 
 def show_comparison(found: dict) -> None:

@@ -25,8 +25,14 @@ from runtime.heads import read_class_names
 from runtime.hub import find_checkpoint, load_pretrained, weight_files
 from runtime.intervals import wilson
 
-THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99)
+THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+THRESHOLDS += (0.97, 0.98, 0.99)
 STORED = "threshold.json"
+NOTE = """
+A threshold of {:g} was chosen on the validation texts (`threshold.json` has the evidence): eval.py
+with `--min_probability stored` leaves a text of a lower probability without a label. A pipeline
+does not.
+"""  # for the card on the Hub
 
 
 def read_validation_of(folder: Path) -> Predicted | None:
@@ -54,6 +60,7 @@ def coverage(validation: Predicted, threshold: float) -> dict:
         "accuracy": accuracy,
         "interval_95": wilson(accuracy, texts) if texts else None,
         "precision": [float(of.mean()) if len(of) else None for of in of_class],
+        "texts_of_class": [len(of) for of in of_class],
     }
 
 
@@ -78,7 +85,8 @@ def store_threshold(
             f"--store_threshold {threshold}: no validation text has such a probability, of which "
             f"the highest is {validation.probabilities().max():.4f}; give a lower one"
         )
-    found["precision"] = dict(zip(names, found["precision"], strict=True))
+    for of_class in ("precision", "texts_of_class"):
+        found[of_class] = dict(zip(names, found[of_class], strict=True))
     found |= {"validation_texts": len(validation.labels), "weights": weights}
     (folder / STORED).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -76,7 +76,7 @@ PROBABILITY_OR_STORED = (
 
 
 def one_of(*values: str):
-    return (lambda v: v in values, "one of " + ", ".join(values))
+    return (lambda v: v in values, "one of " * (len(values) > 1) + ", ".join(values))
 
 
 def flag(default, help, allowed=None, changes_result=True):
@@ -142,7 +142,8 @@ def parse(kind, argv=None, config_file=True):
     given = read_flags(given.pop("config")) | given if "config" in given else given
 
     errors = [name_unknown(word, flags) for word in unknown if word.startswith("-")]
-    errors += [f"{word!r} is not a flag: flags start with --" for word in unknown[:1] if not errors]
+    hint = "flags start with --, and take one value each"
+    errors += [f"{word!r} is not a flag: {hint}" for word in unknown[:1] if not errors]
     values = {}
     for name, value in given.items():
         try:

@@ -132,7 +132,7 @@ class Monitor:
             scalars["train/examples_per_second"] = done["texts"] / seconds
             scalars["train/tokens_per_second"] = done["tokens"] / seconds
         self.write(scalars, progress.step)
-        self.show(scalars, progress.step, seconds / len(timed) if timed else math.nan)
+        self.show(scalars, progress.step, seconds / len(timed) if timed else None)
         self.sums.zero_()
         progress.window_start = progress.step
         self.started = time.perf_counter()
@@ -146,17 +146,19 @@ class Monitor:
             scalars |= {"train/loss": loss / updates, "train/grad_norm": norm / updates}
         return scalars
 
-    def show(self, scalars: dict[str, float], step: int, seconds_per_step: float) -> None:
+    def show(self, scalars: dict[str, float], step: int, seconds_per_step: float | None) -> None:
         """The progress bar's figures; without a terminal, a line instead."""
         loss = scalars.get("train/loss", math.nan)
-        speed = scalars.get("train/examples_per_second", math.nan)
-        self.shown |= {"loss": f"{loss:.4f}", "texts/s": f"{speed:.1f}"}
+        self.shown["loss"] = f"{loss:.4f}"
+        if seconds_per_step is not None:
+            self.shown["texts/s"] = f"{scalars['train/examples_per_second']:.1f}"
         self.bar.set_postfix(self.shown, refresh=False)
         if self.bar.disable:
             figures = ", ".join(f"{name} {value}" for name, value in self.shown.items())
-            left = (self.total_steps - step) * seconds_per_step
-            left = "?" if math.isnan(left) else tqdm.format_interval(left)
-            self.say(f"step {step}/{self.total_steps}: {figures}, {left} left")
+            if seconds_per_step is not None:
+                left = (self.total_steps - step) * seconds_per_step
+                figures += f", {tqdm.format_interval(left)} left"
+            self.say(f"step {step}/{self.total_steps}: {figures}")
             self.shown.clear()  # an accuracy belongs to its own step alone
 
     def write(self, scalars: dict[str, float], step: int) -> None:
@@ -263,8 +265,10 @@ def describe_validation(run, scores, better: bool) -> str:
     if largest == 1:
         return f"{line}; these are all of one class, which any model that answers it has right"
     f1_of_largest = 2 * largest / (1 + largest) / len(set(labels))
-    if scores.accuracy > largest or scores.macro_f1 > f1_of_largest + ROUNDING:
+    if scores.accuracy > largest:
         return line
+    if scores.macro_f1 > f1_of_largest + ROUNDING:
+        return f"{line}; the accuracy of its largest class alone is {largest:.4f}"
     remedy = ": raise --learning_rate, or train longer" * run.at_last_step
     return f"{line}; no more than its largest class ({largest:.4f}): nothing learnt yet{remedy}"
 
@@ -275,14 +279,16 @@ ROUNDING = 1e-9  # of a mean of fractions; a single text more that is right chan
 def describe_end(run) -> str:
     """The line that a run (train.Run) ends with."""
     progress, best = run.progress, run.progress.best_scores
+    _, largest = largest_class(column(run.validation_set, "labels").to_numpy())
     words = [python_here(), name_here(EVAL), "--ckpt", str(run.output / "best")]
     if Path(run.config.dataset).is_file():  # which has no split for testing
         words += ["--split", "validation"]
     early = f"ended at step {progress.step}, out of patience; " * (progress.step < run.total_steps)
     return (
         f"{early}best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
-        f"{best['accuracy']:.4f}, macro-F1 {best['macro_f1']:.4f}, loss {best['loss']:.4f} on "
-        f"{best['examples']:,} texts; next: {shlex.join(words)}"
+        f"{best['accuracy']:.4f} (its largest class alone: {largest:.4f}), macro-F1 "
+        f"{best['macro_f1']:.4f}, loss {best['loss']:.4f} on {best['examples']:,} texts; next: "
+        f"{shlex.join(words)}"
     )
 
 

@@ -27,7 +27,15 @@ from huggingface_hub import is_offline_mode
 
 from runtime.flags import DISK_ERRORS, UserError
 from runtime.folders import MANIFEST
-from runtime.formats import DELIMITERS, FORMATS, explained, find_delimiter, format_of, stem_of
+from runtime.formats import (
+    DELIMITERS,
+    FORMATS,
+    explained,
+    find_delimiter,
+    format_of,
+    read_columns,
+    stem_of,
+)
 from runtime.hub import hub_remedy, locate, require_downloaded
 from runtime.tables import Table
 
@@ -128,10 +136,21 @@ def read_folder(folder: Path, split: str, given: str, choices: str) -> Table:
         reason = f"no file for the split {split} among {there}" if there else NO_FILES
         raise UserError(f"{given}: {reason}; check its files, {choices}")
     require_single_copies(files, given)
+    for file in files:
+        if holds_predictions(file):
+            raise UserError(
+                f"{given}: {file.name} holds predictions (a column predicted_label), which would "
+                "be read as texts; move it, or rename that column"
+            )
     parts = dict(zip(name_in(folder, files), files, strict=True))
     notes = [f"{given}: {split} is {len(files)} files, {', '.join(parts)}"] * (len(files) > 1)
     notes += [line for file in files for line in tell_delimiter(file)]
     return Table(given, parts, tuple(notes))
+
+
+def holds_predictions(file: Path) -> bool:
+    """Whether eval.py wrote it, as --predictions, --errors or --output."""
+    return {"predicted_label", "probability"} <= set(read_columns(file))
 
 
 NO_FILES = f"holds no {', '.join(FORMATS)} file"

@@ -120,18 +120,20 @@ def test_a_signal_saves_at_the_next_batch_and_the_same_command_goes_on(
 
 @pytest.mark.parametrize(("number", "step"), [(1, 5), (2, 10), (3, 14), (4, 15), (7, 28)])
 def test_a_signal_inside_an_evaluation_is_seen_at_its_next_batch(
-    run, whole, monkeypatch, number, step
+    run, whole, monkeypatch, capsys, number, step
 ):
     """Of the sample, of the whole split, the last one: done again, and no scalar stands twice.
 
     Red: no `before_batch` in predict; `follow_up_due` left False; speeds of a window without timed
-    steps.
+    steps; nan for None in log_window.
     """
     with in_evaluation(monkeypatch, number, lambda: signal.raise_signal(signal.SIGTERM)):
         folder, status = run()
     assert status == 143
     assert (stands(folder)["step"], stands(folder)["follow_up_due"]) == (step, True)
+    capsys.readouterr()
     assert run()[1] == 0
+    assert "nan" not in capsys.readouterr().out
     assert_same_bits(whole, folder)
     for points in scalars(folder).values():
         assert len({at for at, _ in points}) == len(points)

@@ -95,7 +95,7 @@ def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path,
     words = model.score(vectorize.transform(validation.text), validation.label)
     assert look["baselines"]["bag_of_words"]["accuracy"] == words
     assert f"{words:.4f} by a bag of words" in said
-    assert "train.py refuses them unless --drop_invalid is given" in said
+    assert "train.py refuses such rows unless --drop_invalid is given" in said
 
 
 def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsys):
@@ -122,8 +122,9 @@ def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsy
 
 
 def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
-    """By accuracy and by macro-F1; and one class's accuracy, of all, says nothing. Red: `>=` for
-    `>` in describe_validation; no case of one class; no look at macro-F1."""
+    """By accuracy and by macro-F1; if by one of them alone, that is said; and one class's accuracy,
+    of all, says nothing. Red: `>=` for `>` in describe_validation; no case of one class; no look at
+    macro-F1, or no words about it."""
     validation = Dataset.from_dict({"labels": [0, 1, 1, 1]})
     run = SimpleNamespace(
         progress=Progress(step=3), total_steps=9, validation_set=validation, output=tmp_path
@@ -133,6 +134,9 @@ def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
     for accuracy, macro_f1, learnt in ((0.75, f1, False), (0.76, 0, True), (0.5, f1 + 0.01, True)):
         line = describe_validation(run, Scores(0.5, accuracy, macro_f1, 4), True)
         assert ("nothing learnt" in line) != learnt
+        assert line.endswith("; the accuracy of its largest class alone is 0.7500") == (
+            accuracy == 0.5
+        )
     run.validation_set = Dataset.from_dict({"labels": [1, 1]})
     line = describe_validation(run, Scores(0.5, 1.0, 1.0, 2), True)
     assert line.endswith("; these are all of one class, which any model that answers it has right")
@@ -177,7 +181,7 @@ def test_a_name_that_is_long_or_has_line_breaks_takes_one_line(tmp_path, tiny, c
     assert sum(line.startswith("a b  ") for line in said) == 1
     assert sum(line.startswith("xxxx") and "…" in line for line in said) == 2
     heads = [line.index("  median tokens") for line in said if "  median tokens" in line]
-    assert heads == [87]
+    assert heads == [77]
 
 
 HAN = [chr(0x4E00 + number) for number in range(500)]

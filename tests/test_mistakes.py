@@ -181,7 +181,7 @@ FLAGS = [
     flag("--learn=1", "unknown flag --learn: did you mean --learning_rate?"),
     flag("--zzz", "unknown flag --zzz: --help lists the flags"),
     flag("-lr", "unknown flag -lr: --help lists the flags"),
-    flag("film", "'film' is not a flag: flags start with --"),
+    flag("film", "'film' is not a flag: flags start with --, and take one value each"),
     flag("--seed", f"--seed{NO_VALUE}"),
     flag("--learning_rate=fast", "--learning_rate fast: give a number above 0"),
     flag("--learning_rate=nan", "--learning_rate nan: give a number above 0"),
@@ -1176,7 +1176,7 @@ EVAL = [
         "predictions there",
         ["--predictions=<tmp>/x.csv"],
         "--predictions <tmp>/x.csv: exists; give another name, or --overwrite",
-        {"x.csv": "predicted_label"},
+        {"x.csv": "predicted_label,probability"},
     ),
     one(
         "predictions over a file of the test set",
@@ -1307,7 +1307,8 @@ EVAL = [
     one(
         "report of something else",
         [],
-        "<tmp>/best/report_test.json holds another report; give --report FILE, or --overwrite",
+        "<tmp>/best/report_test.json holds another report (other dataset, test_split, "
+        "text_column, label_column, texts, weights); give --report FILE, or --overwrite",
         {"best/report_test.json": '{"of": {"dataset": "other"}}'},
     ),
     one(

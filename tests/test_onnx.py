@@ -147,6 +147,11 @@ for folder, texts in json.loads(sys.stdin.read()).items():
             exec(code.replace("model_int8.onnx", "model.onnx"), {})
         said.setdefault(folder, []).append(out.getvalue())
     exec(code, {})
+    sys.argv[1:] = []
+    try:
+        exec(code, {})
+    except SystemExit as end:
+        assert str(end).startswith("usage: python example.py "), end
 print(json.dumps(said))
 """
 
@@ -154,7 +159,7 @@ print(json.dumps(said))
 def test_the_example_of_the_readme_answers_as_eval_without_torch(single, pairs, quick, tmp_path):
     """For every --truncation, for pairs, and for a tokenizer that takes special tokens in a text
     for words. Red: "right" for the side in enable_truncation; the line for head_tail, or for
-    special tokens, left out of the card; pairs joined to one text."""
+    special tokens, left out of the card; pairs joined to one text; no look at len(sys.argv)."""
     bests = {"head": single / "best", "pairs": pairs / "best"}
     exports = {"head": single / "onnx", "pairs": pairs / "onnx"}
     for truncation in ("tail", "head_tail"):

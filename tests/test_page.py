@@ -238,7 +238,7 @@ def test_a_page_of_another_programs_model_names_what_it_lacks(two, tmp_path):
     report["training_environment"] = None
     page = make_page(tmp_path, copy.deepcopy(report))
     shown, footer = page.words("main", "h2"), page.words("footer", "p")
-    missing = {"ROC and precision-recall", "Thresholds", "Comparison"}
+    missing = {"ROC and precision-recall of two classes", "Thresholds", "Comparison"}
     assert {*shown} == {*SECTIONS} - missing
     assert all(title in footer[0] for title in missing)
     assert any("no event files" in words for words in page.words("main", "p"))

@@ -100,7 +100,7 @@ def test_two_processes_stopped_and_one_of_them_killed_end_in_the_same_bits(tiny,
     flags += ["--max_save_share=1", "--per_device_eval_batch_size=4"]
     launch(2, "train.py", *flags, f"--output_dir={tmp_path / 'whole'}")
     folder = tmp_path / "stopped"
-    with torchrun(2, "train.py", *flags, f"--output_dir={folder}") as running:
+    with Group(2, ROOT / "train.py", *flags, f"--output_dir={folder}") as running:
         wait_for_save(folder, after=20)
         running.terminate()
         out, err = running.communicate(timeout=60)

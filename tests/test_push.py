@@ -212,6 +212,7 @@ def test_what_arrives_is_the_folder_but_for_what_is_private(best, hub, tmp_path,
         of_report = {"of", *({"comparison"} & ours.keys())}
         assert changed == (of_report if "of" in ours else {"dataset", "model", "output_dir"})
     card = ModelCard(hub.files["README.md"].decode())
+    assert "A threshold of 0.5 was chosen on the validation texts" in card.text
     names = [result.dataset_name for result in card.data.eval_results]
     assert [name for name, _ in itertools.groupby(names)] == ["corpus", "june.csv", "corpus"]
     assert {result.dataset_split for result in card.data.eval_results} == {None, "test"}

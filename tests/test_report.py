@@ -30,7 +30,7 @@ from report.comparison import compare_sides
 from report.findings import of_calibration
 from report.metrics import accuracy_by_length, make_report
 from report.predictions import Predicted, write_errors, write_split
-from report.terminal import show_calibration
+from report.terminal import show_calibration, show_thresholds
 from report.texts import training_texts
 from report.thresholds import coverage, coverage_table
 from runtime.flags import UserError
@@ -146,6 +146,25 @@ def test_a_temperature_at_its_limit_is_called_the_limit(right, limit, capsys):
     show_calibration(found, {"split": "test"})
     assert "the limit of those tried on 50 validation texts" in capsys.readouterr().out
     assert "the limit of those tried on 50 validation texts" in of_calibration(found)[-1]
+
+
+def test_a_precision_of_few_texts_is_marked_and_no_two_columns_are_alike(capsys):
+    """Also the lowest of many classes, where one of enough texts comes first. Red: `<=` in
+    mark_few; few_last left out; names cut at 10 in head_columns; the counts of other classes."""
+    names = ["Technical support, hardware", "Technical support, software", "x"]
+    labels = np.repeat([0, 1, 2], [30, 10, 9])
+    logits = np.eye(3, dtype=np.float32)[labels] * 3
+    validation = Predicted(logits, labels, labels, labels > 9)
+    rows = coverage_table(validation)
+    assert rows[0]["texts_of_class"] == [30, 10, 9]
+    show_thresholds(rows, names, 49)
+    head, first = capsys.readouterr().out.splitlines()[1:3]
+    assert first.split()[-3:] == ["1.0000", "1.0000", "1.0000*"]
+    assert len(set(head.split()[-3:])) == 3
+    many = [f"class {number}" for number in range(13)]
+    rows = [rows[0] | {"precision": [0.5] + [0.75] * 12, "texts_of_class": [9] + [10] * 12}]
+    show_thresholds(rows, many, 49)
+    assert capsys.readouterr().out.splitlines()[2].split()[-1] == "0.7500"
 
 
 def test_the_temperature_is_of_validation_and_judged_on_the_split():
@@ -445,7 +464,8 @@ def test_the_validation_texts_that_were_trained_on_are_counted(tiny, tmp_path):
 def test_a_comparison_is_known_by_weights_and_kept(trained, tmp_path, capsys):
     """A copy elsewhere is the same model, another in the same folder is not; a report without
     --compare keeps it. Red: `replaced` not looked at in report_on_split; list_weights of names;
-    `sides and` left out of read_replaced; {} returned at its end; its old format not refused."""
+    `sides and` left out of read_replaced; {} returned at its end; its old format not refused;
+    other_settings of output_dir, too, or of none."""
     ours, other = trained
     copy = shutil.copytree(other, tmp_path / "copy" / "best")
     file = tmp_path / "r.json"
@@ -455,7 +475,8 @@ def test_a_comparison_is_known_by_weights_and_kept(trained, tmp_path, capsys):
     evaluation.main([*report, f"--compare={copy}"])
     before = json.loads(file.read_text())["comparison"]
     assert before["models"]["other"][0]["ckpt"] == str(copy)
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert said.count(f"--compare {other}: trained with --seed 2 (--ckpt: 1)\n") == 1
     evaluation.main(report)
     assert json.loads(file.read_text())["comparison"] == before
     assert f"--compare {copy}: accuracy" in capsys.readouterr().out

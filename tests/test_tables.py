@@ -26,6 +26,7 @@ from data import Collator, choose_texts, encode, load_splits, tokenize
 from model import load_tokenizer
 from runtime import formats, splits
 from runtime.flags import UserError
+from runtime.formats import Dialect, write_chunks
 from runtime.hub import hub_remedy
 from runtime.notes import describe_classes
 from runtime.seen import read_seen
@@ -135,6 +136,20 @@ def test_whether_a_file_would_be_data_is_known_before_it_is_written(tmp_path, na
     (folder / name).write_text("text,label\n")
     assert expected == bool(data_files(folder))
     assert expected == (name in ("a.csv", "deep/a.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["wrong.csv", "train_pred.jsonl", "all.parquet"])
+def test_predictions_of_a_folder_are_not_taken_for_texts(tmp_path, name):
+    """They would come twice. Red: holds_predictions left out of read_folder."""
+    columns = {"text": ["w1", "w2"], "label": ["a", "b"]}
+    if name.startswith("train"):
+        write_csv(tmp_path / "train.csv", make_rows(9, seed=1))
+    else:
+        write_csv(tmp_path / "jan.csv", make_rows(9, seed=1))
+    with write_chunks(tmp_path / name, Dialect()) as write:
+        write(pa.table(columns | {"predicted_label": ["a", "a"], "probability": [0.5, 0.6]}))
+    with pytest.raises(UserError, match=rf"{name} holds predictions .*; move it, or rename"):
+        read_table(str(tmp_path), "train")
 
 
 def test_files_that_name_no_split_are_all_trained_on(tmp_path):
