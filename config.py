@@ -155,7 +155,8 @@ class EvalConfig:
     text_column: str | None = flag(None, "default: that of the training")
     label_column: str | None = flag(None, "default: that of the training")
     drop_invalid: bool = flag(
-        False, "leave out rows of the test split without a text or a label; so if the training did"
+        False,
+        "leave out rows of the test split without a text or a label, as always if the training did",
     )
     split: str = flag(
         "test", "validation: the texts that chose the step of best/", one_of("test", "validation")

@@ -365,7 +365,7 @@ def look_at(config: LookConfig) -> None:
     for line in notes:
         print(line)
     if look["left_out"] and not config.drop_invalid:
-        print("train.py refuses such rows unless --drop_invalid is given")
+        print("train.py refuses rows without a text or a label, unless --drop_invalid is given")
     show_look(look)
 
 

@@ -204,7 +204,7 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
         print(note)
     show(report)
     if "comparison" in report:
-        show_comparison(report["comparison"])
+        show_comparison(report["comparison"], kept=not others)
     print(f"written to {path}")
     if config.html:
         from report.page import write_html  # matplotlib and TensorBoard take a second to import
@@ -307,10 +307,11 @@ def predict_or_report(config: EvalConfig) -> None:
         return
     classifier = open_classifier(config)
     outputs = {name: getattr(config, name) for name in ("predictions", "errors", "output")}
-    keep_out_of_data(
-        outputs | {"report": report_path(config, classifier)},
-        [config.dataset, *map(classifier.trained.get, ("dataset", "validation_dataset"))],
-    )
+    if not (config.text or config.input):
+        outputs["report"] = report_path(config, classifier)
+    trained = map(classifier.trained.get, ("dataset", "validation_dataset"))
+    datasets = [config.dataset, *(name for name in trained if os.path.isabs(name or ""))]
+    keep_out_of_data(outputs, datasets)
     if config.text:
         print_predictions(config.text, classifier, read_min_probability(config, classifier))
     elif config.input:

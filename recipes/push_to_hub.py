@@ -64,7 +64,7 @@ def push(config: PushConfig) -> None:
     card, sent = card_for_hub(folder, Config, config.name), json_for_hub(folder)
     if (threshold := stored_threshold(folder, checksum(weight_files(folder)))) is not None:
         sent[STORED] = folder / STORED
-        card.text += NOTE.format(threshold)
+        card.text += NOTE.format(threshold) * (STORED not in card.text)
     sent[CARD] = str(card).encode()
     stays = sort_files(folder, sent, config.with_hashes)
     files = [CommitOperationAdd(name, content) for name, content in sent.items()]

@@ -81,14 +81,14 @@ def read_object(path: Path) -> dict:
 
 
 def keep_out_of_data(outputs: dict[str, str | Path | None], datasets: Iterable[str | None]) -> None:
-    """Raises `UserError` for a file, by its flag, that would lie in a folder of data: the next
-    command that reads the folder would take it for texts."""
+    """Raises `UserError` for a file, by its flag, that the next command which reads one of these
+    folders would take for texts."""
     for flag, path in outputs.items():
         for folder in datasets:
-            if path and folder and Path(folder).is_dir() and may_be_read(Path(folder), Path(path)):
+            if path and os.path.isdir(folder or "") and may_be_read(Path(folder), Path(path)):
                 raise UserError(
-                    f"--{flag} {path}: lies in the data set {folder}, all of whose files are data; "
-                    f"give --{flag} a place elsewhere"
+                    f"--{flag} {path}: would be read as texts of the data set {folder}; give "
+                    f"--{flag} a place elsewhere"
                 )
 
 
@@ -123,10 +123,11 @@ def read_replaced(path: Path, about: dict, sides: dict, overwrite: bool) -> dict
         models = old["comparison"].get("models", {})
         if not models or (sides and list_weights(models) != list_weights(sides)):
             raise UserError(
-                f"{path} holds a comparison of other models; give --report FILE, or --overwrite"
+                f"{path} holds a comparison of other models, or of an earlier version; give "
+                "--report FILE, or --overwrite"
             )
     return old
 
 
 def list_weights(sides: dict[str, list[dict]]) -> list[list[str]]:
-    return [[model["weights"] for model in side] for side in sides.values()]
+    return [sorted(model["weights"] for model in side) for side in sides.values()]

@@ -6,7 +6,7 @@ In: a report, or parts of it. Out: lists of sentences. Independent of: HTML, plo
 import math
 
 from runtime.card import METRICS
-from runtime.display import FEW_CLASSES, shorten
+from runtime.display import FEW_CLASSES, shorten_middle
 
 SMALL_ERROR = 0.02  # of calibration
 FEW_TEXTS = 10  # a share of fewer says little
@@ -27,7 +27,7 @@ def points(difference: float) -> str:
 def named(name: str) -> str:
     """A class name in a sentence. The isolates (Unicode TR9) keep the direction of its script from
     the rest of the sentence."""
-    return f"“\u2068{shorten(name, 60)}\u2069”"
+    return f"“\u2068{shorten_middle(name, 60)}\u2069”"
 
 
 def of_headline(report: dict) -> list[str]:

@@ -44,8 +44,10 @@ def read_scalars(runs: Path) -> dict[str, list]:
     # Not at the top: it takes half a second to import.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    every = [*runs.glob("events.out.tfevents.*")]
+    own = [file for file in every if file.name.endswith(EVENTS)]
     with tempfile.TemporaryDirectory() as folder:
-        for file in runs.glob(f"events.out.tfevents.*{EVENTS}"):
+        for file in own or every:  # an older version's have no such end
             Path(folder, file.name).symlink_to(file)
         events = EventAccumulator(folder, size_guidance={"scalars": 0})
         events.Reload()

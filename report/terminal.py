@@ -66,8 +66,8 @@ def head_columns(names: list[str]) -> list[str]:
     for width in range(10, WIDEST + 1):
         short = [f"{shorten_middle(name, width):>7}" for name in names]
         if len(set(short)) == len(names):
-            break
-    return short
+            return short
+    return [f"{number}. {shorten_middle(name, 10)}" for number, name in enumerate(names, 1)]
 
 
 def show_confused(report: dict) -> None:
@@ -118,7 +118,8 @@ def show_groups(report: dict) -> None:
 
 def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
     print(f"of the {count:,} validation texts, those whose probability is at least the threshold:")
-    columns = head_columns(names) if len(names) <= FEW_CLASSES else ["lowest"]
+    few = len(names) <= FEW_CLASSES
+    columns = head_columns(names) if few else [f"lowest of those with {FEW_TEXTS} texts"]
     columns = [f"{column:>8}" for column in columns]
     print(f"threshold  coverage  accuracy   95 % interval      precision {' '.join(columns)}")
     for row in rows:
@@ -127,8 +128,8 @@ def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
             break
         low, high = row["interval_95"]
         shares = [*map(mark_few, row["precision"], row["texts_of_class"])]
-        if len(names) > FEW_CLASSES:
-            shares = [min((share for share in shares if share != "-"), key=few_last)]
+        if not few:
+            shares = [min((share for share in shares if share.endswith(" ")), default="-")]
         cells = zip(columns, shares, strict=True)
         line = " ".join(f"{share:>{len(column)}}" for column, share in cells)
         print(
@@ -136,19 +137,18 @@ def show_thresholds(rows: list[dict], names: list[str], count: int) -> None:
             f"{low:.4f} to {high:.4f}             {line}"
         )
 
-    if any(0 < count < FEW_TEXTS for row in rows for count in row["texts_of_class"]):
+    if few and any(0 < count < FEW_TEXTS for row in rows for count in row["texts_of_class"]):
         print(f"* of fewer than {FEW_TEXTS} texts, which says little")
 
 
 def mark_few(share: float | None, texts: int) -> str:
+    """With a star; a blank in its place if they are enough."""
     return "-" if share is None else f"{share:.4f}{'*' if texts < FEW_TEXTS else ' '}"
 
 
-def few_last(share: str) -> tuple[bool, str]:
-    return share.endswith("*"), share
-
-
-def show_comparison(found: dict) -> None:
+def show_comparison(found: dict, kept: bool) -> None:
+    if kept:
+        print("the comparison that the report had before, of the same weights and texts:")
     for flag, side in (("--ckpt", "ours"), ("--compare", "other")):
         models = [model["ckpt"] for model in found["models"][side]]
         each = ", ".join(f"{value:.4f}" for value in found["accuracies"][side])

@@ -371,7 +371,5 @@ def sum_of_weights(folder: Path, weights: dict[Path, os.stat_result]) -> str:
     for file, then in weights.items():
         now = file.stat()
         if not os.path.samestat(now, then) or now.st_mtime_ns != then.st_mtime_ns:
-            raise UserError(
-                f"--ckpt {folder}: a training replaced it meanwhile; start eval.py again"
-            )
+            raise UserError(f"{folder}: a training replaced it meanwhile; start eval.py again")
     return found

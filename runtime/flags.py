@@ -142,7 +142,7 @@ def parse(kind, argv=None, config_file=True):
     given = read_flags(given.pop("config")) | given if "config" in given else given
 
     errors = [name_unknown(word, flags) for word in unknown if word.startswith("-")]
-    hint = "flags start with --, and take one value each"
+    hint = "flags start with --, and take one value at most"
     errors += [f"{word!r} is not a flag: {hint}" for word in unknown[:1] if not errors]
     values = {}
     for name, value in given.items():

@@ -268,7 +268,7 @@ def describe_validation(run, scores, better: bool) -> str:
     if scores.accuracy > largest:
         return line
     if scores.macro_f1 > f1_of_largest + ROUNDING:
-        return f"{line}; the accuracy of its largest class alone is {largest:.4f}"
+        return f"{line}; the largest class alone has an accuracy of {largest:.4f}"
     remedy = ": raise --learning_rate, or train longer" * run.at_last_step
     return f"{line}; no more than its largest class ({largest:.4f}): nothing learnt yet{remedy}"
 
@@ -286,7 +286,7 @@ def describe_end(run) -> str:
     early = f"ended at step {progress.step}, out of patience; " * (progress.step < run.total_steps)
     return (
         f"{early}best/ is step {progress.best_step} of {run.total_steps}, validation accuracy "
-        f"{best['accuracy']:.4f} (its largest class alone: {largest:.4f}), macro-F1 "
+        f"{best['accuracy']:.4f} (of the largest class alone: {largest:.4f}), macro-F1 "
         f"{best['macro_f1']:.4f}, loss {best['loss']:.4f} on {best['examples']:,} texts; next: "
         f"{shlex.join(words)}"
     )

@@ -12,7 +12,6 @@ import re
 import signal
 import sys
 import time
-from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
 
 import torch
@@ -174,7 +173,7 @@ def require_asked_processes() -> None:
         raise UserError(
             f"{asked} processes were asked for, and Accelerate made each a run of its own, as it "
             "does without GPUs; on CPU start them with ACCELERATE_USE_CPU=1 torchrun "
-            f"--nproc_per_node N {Path(sys.argv[0]).name}"
+            f"--nproc_per_node N {sys.argv[0]}"
         )
 
 

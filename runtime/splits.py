@@ -117,13 +117,19 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def may_be_read(folder: Path, file: Path) -> bool:
-    """Whether `data_files(folder)` would take a file that is written there for data."""
+    """Whether `files_of(folder)` would have a file that is written there in one of its splits."""
     folder, file = folder.resolve(), file.resolve()
-    if not (format_of(file) and file.is_relative_to(folder)):
+    if is_saved(folder) or not (format_of(file) and file.is_relative_to(folder)):
         return False
     between = [parent for parent in file.parents if parent.is_relative_to(folder)]
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return not (hidden or any((parent / MANIFEST).exists() for parent in between))
+    if hidden or file.name in OF_LIBRARY or any((parent / MANIFEST).exists() for parent in between):
+        return False
+    there = name_splits(folder, set(SPLITS))
+    there.pop(file, None)
+    if format_of(file) == ".json" and any(format_of(other) != ".json" for other in there):
+        return bool(split_names(Path(file.name), set(SPLITS)))
+    return bool(split_names(file.relative_to(folder), set(SPLITS))) or not any(there.values())
 
 
 OF_LIBRARY = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -136,12 +142,12 @@ def read_folder(folder: Path, split: str, given: str, choices: str) -> Table:
         reason = f"no file for the split {split} among {there}" if there else NO_FILES
         raise UserError(f"{given}: {reason}; check its files, {choices}")
     require_single_copies(files, given)
-    for file in files:
-        if holds_predictions(file):
-            raise UserError(
-                f"{given}: {file.name} holds predictions (a column predicted_label), which would "
-                "be read as texts; move it, or rename that column"
-            )
+    predictions = [file.name for file in files if holds_predictions(file)]
+    if 0 < len(predictions) < len(files):
+        raise UserError(
+            f"{given}: {predictions[0]} holds predictions (a column predicted_label), and other "
+            "files do not: its texts may come twice; move it, or rename that column"
+        )
     parts = dict(zip(name_in(folder, files), files, strict=True))
     notes = [f"{given}: {split} is {len(files)} files, {', '.join(parts)}"] * (len(files) > 1)
     notes += [line for file in files for line in tell_delimiter(file)]

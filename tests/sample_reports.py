@@ -133,7 +133,7 @@ def new_figures(names, labels, predicted, probabilities) -> dict:
         "at_stored_threshold": None,
         "comparison": {
             "models": {
-                side: [{"ckpt": ckpt, "weights": ckpt[0] * 64, "also_in": {"training": 0}}]
+                side: [{"ckpt": ckpt, "weights": ckpt[1] * 64, "also_in": {"training": 0}}]
                 for side, ckpt in (("ours", "/a/best"), ("other", "/b/best"))
             },
             "accuracy": compared(0.912, 0.9, [-0.003, 0.027]),

@@ -95,7 +95,7 @@ def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path,
     words = model.score(vectorize.transform(validation.text), validation.label)
     assert look["baselines"]["bag_of_words"]["accuracy"] == words
     assert f"{words:.4f} by a bag of words" in said
-    assert "train.py refuses such rows unless --drop_invalid is given" in said
+    assert "train.py refuses rows without a text or a label, unless --drop_invalid is given" in said
 
 
 def test_a_training_says_what_matters_of_its_texts(uneven, tiny, tmp_path, capsys):
@@ -134,7 +134,7 @@ def test_to_be_as_good_as_the_largest_class_is_to_have_learnt_nothing(tmp_path):
     for accuracy, macro_f1, learnt in ((0.75, f1, False), (0.76, 0, True), (0.5, f1 + 0.01, True)):
         line = describe_validation(run, Scores(0.5, accuracy, macro_f1, 4), True)
         assert ("nothing learnt" in line) != learnt
-        assert line.endswith("; the accuracy of its largest class alone is 0.7500") == (
+        assert line.endswith("; the largest class alone has an accuracy of 0.7500") == (
             accuracy == 0.5
         )
     run.validation_set = Dataset.from_dict({"labels": [1, 1]})

@@ -181,7 +181,7 @@ FLAGS = [
     flag("--learn=1", "unknown flag --learn: did you mean --learning_rate?"),
     flag("--zzz", "unknown flag --zzz: --help lists the flags"),
     flag("-lr", "unknown flag -lr: --help lists the flags"),
-    flag("film", "'film' is not a flag: flags start with --, and take one value each"),
+    flag("film", "'film' is not a flag: flags start with --, and take one value at most"),
     flag("--seed", f"--seed{NO_VALUE}"),
     flag("--learning_rate=fast", "--learning_rate fast: give a number above 0"),
     flag("--learning_rate=nan", "--learning_rate nan: give a number above 0"),

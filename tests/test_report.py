@@ -30,7 +30,7 @@ from report.comparison import compare_sides
 from report.findings import of_calibration
 from report.metrics import accuracy_by_length, make_report
 from report.predictions import Predicted, write_errors, write_split
-from report.terminal import show_calibration, show_thresholds
+from report.terminal import head_columns, show_calibration, show_thresholds
 from report.texts import training_texts
 from report.thresholds import coverage, coverage_table
 from runtime.flags import UserError
@@ -149,8 +149,8 @@ def test_a_temperature_at_its_limit_is_called_the_limit(right, limit, capsys):
 
 
 def test_a_precision_of_few_texts_is_marked_and_no_two_columns_are_alike(capsys):
-    """Also the lowest of many classes, where one of enough texts comes first. Red: `<=` in
-    mark_few; few_last left out; names cut at 10 in head_columns; the counts of other classes."""
+    """The lowest of many classes is of those with enough texts. Red: `<=` in mark_few; `endswith`
+    left out; names cut at 10 in head_columns; no numbers at its end; the footnote without `few`."""
     names = ["Technical support, hardware", "Technical support, software", "x"]
     labels = np.repeat([0, 1, 2], [30, 10, 9])
     logits = np.eye(3, dtype=np.float32)[labels] * 3
@@ -164,7 +164,10 @@ def test_a_precision_of_few_texts_is_marked_and_no_two_columns_are_alike(capsys)
     many = [f"class {number}" for number in range(13)]
     rows = [rows[0] | {"precision": [0.5] + [0.75] * 12, "texts_of_class": [9] + [10] * 12}]
     show_thresholds(rows, many, 49)
-    assert capsys.readouterr().out.splitlines()[2].split()[-1] == "0.7500"
+    said = capsys.readouterr().out.splitlines()
+    assert said[2].split()[-1] == "0.7500"
+    assert len(said) == 3
+    assert len(set(head_columns([f"{'x' * 30}{n}{'y' * 30}" for n in range(3)]))) == 3
 
 
 def test_the_temperature_is_of_validation_and_judged_on_the_split():
@@ -482,6 +485,7 @@ def test_a_comparison_is_known_by_weights_and_kept(trained, tmp_path, capsys):
     assert f"--compare {copy}: accuracy" in capsys.readouterr().out
     shutil.rmtree(copy)
     shutil.copytree(ours, copy)
+    evaluation.main([*report[:1], f"--report={tmp_path / 'x.json'}", f"--compare={other}"])
     for sides in ([f"--compare={copy}"], [f"--seeds={other}", f"--compare={other}"]):
         with pytest.raises(UserError, match="holds a comparison of other models"):
             evaluation.main([*report, *sides])
@@ -521,7 +525,10 @@ def test_nothing_is_written_among_the_texts(trained, corpus, tmp_path, flag):
     for folder, rest in ((data, asked), (corpus, asked if flag == "output" else [])):
         path = folder / "test_report.json" if flag == "report" else folder / "test_more.csv"
         if (folder, flag) != (data, "output"):  # --input is a file: its folder is no data set
-            with pytest.raises(UserError, match=rf"--{flag} {path}: lies in the data set {folder}"):
+            with pytest.raises(
+                UserError,
+                match=rf"--{flag} {path}: would be read as texts of the data set {folder}",
+            ):
                 evaluation.main([f"--ckpt={trained[0]}", *rest, f"--{flag}={path}"])
             assert not path.exists()
 

@@ -30,7 +30,7 @@ from runtime.formats import Dialect, write_chunks
 from runtime.hub import hub_remedy
 from runtime.notes import describe_classes
 from runtime.seen import read_seen
-from runtime.splits import data_files, files_of, find_validation, may_be_read, read_table
+from runtime.splits import SPLITS, files_of, find_validation, may_be_read, read_table
 from runtime.tables import LabelledTexts, label_rows, list_names, numeric_order
 
 
@@ -123,19 +123,38 @@ def test_settings_in_json_are_no_texts(tmp_path, there, read):
     assert [path.name for path in files_of(tmp_path, "train")] == read
 
 
-@pytest.mark.parametrize(
-    "name", ["a.csv", "deep/a.jsonl", "a.html", ".a.csv", ".x/a.csv", "run/a.csv", "../data.csv"]
-)
-def test_whether_a_file_would_be_data_is_known_before_it_is_written(tmp_path, name):
+NEW = ["a.csv", "deep/a.jsonl", "a.html", ".a.csv", ".x/a.csv", "run/a.csv", "../data.csv"]
+NEW += ["look.json", "report_test.json", "predictions.csv", "valid.tsv", "dataset_info.json"]
+
+
+@pytest.mark.parametrize("there", [[], ["jan.csv"], ["train.csv", "test.csv"], ["a/train.json"]])
+@pytest.mark.parametrize("name", NEW)
+def test_whether_a_file_would_be_data_is_known_before_it_is_written(tmp_path, there, name):
     """Red: may_be_read without one of its conditions."""
     folder = tmp_path / "data"
-    for inside in ("deep", ".x", "run"):
+    for inside in ("deep", ".x", "run", "a"):
         (folder / inside).mkdir(parents=True)
     (folder / "run" / "manifest.json").write_text("{}")
+    for other in there:
+        (folder / other).write_text("text,label\n")
     expected = may_be_read(folder, folder / name)
     (folder / name).write_text("text,label\n")
-    assert expected == bool(data_files(folder))
-    assert expected == (name in ("a.csv", "deep/a.jsonl"))
+    read = {file.resolve() for split in SPLITS for file in files_of(folder, split)}
+    assert expected == ((folder / name).resolve() in read)
+
+
+def test_no_file_is_read_by_its_name_in_a_folder_of_save_to_disk(tmp_path):
+    """Red: is_saved left out of may_be_read."""
+    Dataset.from_dict({"text": ["w1"]}).save_to_disk(str(tmp_path))
+    assert not may_be_read(tmp_path, tmp_path / "test_predictions.csv")
+
+
+def test_predictions_alone_may_be_texts(tmp_path):
+    """Such as labels that a person has corrected. Red: `< len(files)` left out of read_folder."""
+    for name in ("june", "july"):
+        with write_chunks(tmp_path / f"{name}.csv", Dialect()) as write:
+            write(pa.table({"text": ["w1"], "predicted_label": ["a"], "probability": [0.5]}))
+    assert len(read_table(str(tmp_path), "train").parts) == 2
 
 
 @pytest.mark.parametrize("name", ["wrong.csv", "train_pred.jsonl", "all.parquet"])
