@@ -64,6 +64,11 @@ class Config:
         "what is kept of a longer text; head_tail: a quarter from its start, the rest from its end",
         one_of("head", "tail", "head_tail"),
     )
+    last_layer: str = flag(
+        "first_token",
+        "first_token: only what the classifier reads, where that is the first token; all: as it is",
+        one_of("first_token", "all"),
+    )
     attention_dropout: float = flag(0.0, "not the model's; above 0: slow on CPU", FROM_0_BELOW_1)
     dropout: float | None = flag(None, "every other dropout; default: the model's", FROM_0_BELOW_1)
 

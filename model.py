@@ -17,7 +17,8 @@ from transformers.pytorch_utils import Conv1D
 from runtime.flags import UserError
 from runtime.heads import describe_head, draw_head, has_head
 from runtime.hub import load_pretrained, require_weights
-from runtime.probe import made_up_texts, position_limit, require_sound
+from runtime.last_layer import read_first_token_only
+from runtime.probe import made_up_texts, pad_made_up, position_limit, require_sound
 from runtime.tokenizer import check_tokenizer, keep_end_token_out
 
 # ---------------------------------------------------------------- tokenizer
@@ -74,6 +75,7 @@ def load_model(config, label_names: list[str], tokenizer):
         tokenizer,
         config.revision,
         new_head=not config.keep_head,
+        whole=config.last_layer == "all",
         id2label=dict(enumerate(label_names)),
         label2id={label: index for index, label in enumerate(label_names)},
         problem_type="single_label_classification",
@@ -119,12 +121,20 @@ def changed_fields(model_config, config) -> dict:
 
 
 def load_classifier(
-    name: str, tokenizer, revision: str | None = None, flag="--model", new_head=False, **options
+    name: str,
+    tokenizer,
+    revision: str | None = None,
+    flag="--model",
+    new_head=False,
+    whole=False,
+    **options,
 ):
     """`name` as a classifier in float32. Raises `UserError` unless its file holds all weights
     and it reads texts of that tokenizer.
 
-    `new_head`: weights outside the encoder may be missing or of another task; they start anew.
+    Args:
+        new_head: weights outside the encoder may be missing or of another task; they start anew.
+        whole: compute all of the last layer, also what the classifier does not read.
     """
     model, report = load_pretrained(
         AutoModelForSequenceClassification,
@@ -138,6 +148,8 @@ def load_classifier(
     )
     require_weights(model, report, f"{flag} {name}", new_head)
     require_sound(model, tokenizer, f"{flag} {name}")
+    if not whole:
+        read_first_token_only(model, pad_made_up(tokenizer))
     return model
 
 

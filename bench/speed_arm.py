@@ -334,6 +334,7 @@ ARMS = {
 ABLATIONS = {  # one feature off at a time, and once two that act on one another
     "ours, random order": partial(ours, train_sampling_strategy="random"),
     "ours, attention dropout 0.1": partial(ours, attention_dropout=0.1),
+    "ours, whole last layer": partial(ours, last_layer="all", predicts=True),
     "ours, freed memory given back": partial(ours, ablate=give_memory_back),
     "ours, attention dropout 0.1, freed memory given back": partial(
         ours, attention_dropout=0.1, ablate=give_memory_back

@@ -20,6 +20,7 @@ RUNTIME = [
     "formats",
     "tokenizer",
     "hub",
+    "last_layer",
     "probe",
 ]
 RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
