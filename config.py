@@ -79,6 +79,12 @@ class Config:
     per_device_train_batch_size: int = adjustable(16, "texts per process and pass", AT_LEAST_1)
     gradient_accumulation_steps: int = adjustable(1, "forward passes per update", AT_LEAST_1)
     per_device_eval_batch_size: int = adjustable(64, "texts per pass in evaluation", AT_LEAST_1)
+    max_tokens_per_forward: int | None = adjustable(
+        None,
+        "at most N tokens per process and pass, padding included: as few passes as that takes, in "
+        "place of --gradient_accumulation_steps; the batch stays the same",
+        AT_LEAST_1,
+    )
     train_sampling_strategy: str = flag(
         "group_by_length",
         "group_by_length batches texts of like length; random is plain shuffling",

@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import dataclasses
 import hashlib
 import json
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -227,11 +228,25 @@ class BatchPlan:
     """`plan[step]` is the optimizer batch of that step (from 1), in whichever epoch it falls.
 
     To resume after step k is to ask for the batches from k + 1 on; nothing is skipped or re-seeded.
+
+    Args:
+        passes: forward passes per process and step.
+        max_tokens: instead of `passes`, as few as keep each at so many tokens, padding included.
     """
 
-    def __init__(self, lengths, batch_size: int, seed: int, strategy: str = "group_by_length"):
+    def __init__(
+        self,
+        lengths,
+        batch_size: int,
+        seed: int,
+        strategy: str = "group_by_length",
+        processes: int = 1,
+        passes: int = 1,
+        max_tokens: int | None = None,
+    ):
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
+        self.processes, self.fixed_passes, self.max_tokens = processes, passes, max_tokens
         self.steps_per_epoch = -(-len(self.lengths) // batch_size)
         window = {"group_by_length": 50, "random": 1}[strategy]
         # Two epochs are cached: the steps between two scalars may lie in both.
@@ -243,25 +258,35 @@ class BatchPlan:
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         return self.batches_of(epoch)[position]
 
-    def count(self, steps: range, parts: int) -> dict[str, int]:
-        """Texts, tokens, and tokens with padding in `steps`, each batch dealt into `parts`."""
-        dealt = [part for step in steps for part in deal(self[step], parts) if len(part)]
-        lengths = [self.lengths[part] for part in dealt]
+    def deal(self, step: int) -> list[np.ndarray]:
+        """The batch, cut into processes x passes parts; a part may be empty.
+
+        With two processes and two passes, process 0 computes parts 0 and 2, process 1 parts 1 and
+        3. A batch is sorted by length, so texts that are computed at the same time are similar in
+        length, and no process waits for another. All processes make equally many passes.
+        """
+        batch, passes = self[step], 1 if self.max_tokens else self.fixed_passes
+        parts = np.array_split(batch, passes * self.processes)
+        while self.max_tokens and max(map(self.padded_tokens, parts)) > self.max_tokens:
+            passes += 1
+            parts = np.array_split(batch, passes * self.processes)
+        return parts
+
+    def passes(self, step: int) -> int:
+        """Forward passes of each process."""
+        return len(self.deal(step)) // self.processes
+
+    def padded_tokens(self, part: np.ndarray) -> int:
+        return len(part) * int(self.lengths[part].max(initial=0))
+
+    def count(self, steps: range) -> dict[str, int]:
+        """Texts, tokens, and tokens with padding in `steps`."""
+        dealt = [part for step in steps for part in self.deal(step)]
         return {
-            "texts": sum(len(part) for part in lengths),
-            "tokens": int(sum(part.sum() for part in lengths)),
-            "padded_tokens": int(sum(len(part) * part.max() for part in lengths)),
+            "texts": sum(map(len, dealt)),
+            "tokens": int(sum(self.lengths[part].sum() for part in dealt)),
+            "padded_tokens": sum(map(self.padded_tokens, dealt)),
         }
-
-
-def deal(batch: np.ndarray, parts: int) -> list[np.ndarray]:
-    """One optimizer batch, cut into processes x accumulation parts; a part may be empty.
-
-    With two processes and accumulation 2, process 0 computes parts 0 and 2, process 1 parts 1 and
-    3. A batch is sorted by length, so texts that are computed at the same time are similar in
-    length, and no process waits for another.
-    """
-    return np.array_split(batch, parts)
 
 
 # ---------------------------------------------------------------- padded batches
@@ -303,31 +328,40 @@ def make_loader(data: Dataset, batches, collator) -> DataLoader:
 
 
 def train_loader(
-    data: Dataset, plan: BatchPlan, steps: range, accumulation: int, tokenizer, accelerator
+    data: Dataset, plan: BatchPlan, steps: range, tokenizer, accelerator
 ) -> DataLoader:
-    """This process's part of those steps: `accumulation` batches per step."""
-    process, processes = accelerator.process_index, accelerator.num_processes
-
-    def batches():
-        for step in steps:
-            for part in deal(plan[step], accumulation * processes)[process::processes]:
-                yield part.tolist()
-
-    return make_loader(data, batches(), Collator(tokenizer))
+    """This process's part of those steps: `plan.passes(step)` batches per step."""
+    own = slice(accelerator.process_index, None, accelerator.num_processes)
+    batches = (part.tolist() for step in steps for part in plan.deal(step)[own])
+    return make_loader(data, batches, Collator(tokenizer))
 
 
-def eval_batches(data: Dataset, batch_size: int, tokenizer, accelerator):
-    """This process's part of all rows: pairs of (row numbers, batch).
+# On a CPU more do not stay in its caches: 64 reviews of 512 tokens at a time took a third longer
+# than 16 (docs/speed.md).
+EVAL_TOKENS = {"cpu": 8192}
+
+
+def eval_batches(
+    data: Dataset, batch_size: int, tokenizer, accelerator, max_tokens: int | None = None
+):
+    """This process's part of all rows: pairs of (row numbers, batch), of at most `batch_size`
+    texts, and of so many that they have at most `max_tokens` tokens, padding included; default: by
+    `EVAL_TOKENS`.
 
     Longest first: a batch too large for the memory fails at once. All processes get equally many
     batches, because they check together before each whether to stop; a process's last one may be
     empty.
     """
     process, processes = accelerator.process_index, accelerator.num_processes
-    longest_first = np.argsort(-column(data, "length").to_numpy(), kind="stable")
-    own = longest_first[process::processes]
-    most_rows = -(-len(data) // processes)  # of any process
-    rows = [own[at : at + batch_size].tolist() for at in range(0, most_rows, batch_size)]
+    most = max_tokens or EVAL_TOKENS.get(accelerator.device.type, math.inf)
+    lengths = column(data, "length").to_numpy()
+    longest_first = np.argsort(-lengths, kind="stable")
+    rows, at = [], 0
+    while at < len(data):
+        fitting = max(1, int(min(batch_size, most // lengths[longest_first[at]])))
+        together = longest_first[at : at + fitting * processes]
+        rows.append(together[process::processes].tolist())
+        at += len(together)
     return zip(rows, make_loader(data, rows, Collator(tokenizer)), strict=True)
 
 

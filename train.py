@@ -45,7 +45,7 @@ from model import (
 from runtime import checkpoint
 from runtime.checkpoint import Progress
 from runtime.draw import sample
-from runtime.engines import clip_gradient, make_accelerator, wrap_for_engine
+from runtime.engines import clip_gradient, make_accelerator, set_passes, wrap_for_engine
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies
 from runtime.hub import full_path, locate
@@ -108,10 +108,9 @@ class Run:
 
 def train(run: Run) -> None:
     """Every step from where the run stands to the last, and what follows each."""
-    progress, accumulation = run.progress, run.config.gradient_accumulation_steps
-    updates = range(progress.step + 1, run.total_steps + 1)
+    progress, updates = run.progress, range(run.progress.step + 1, run.total_steps + 1)
     micro_batches = iter(
-        train_loader(run.train_set, run.plan, updates, accumulation, run.tokenizer, run.accelerator)
+        train_loader(run.train_set, run.plan, updates, run.tokenizer, run.accelerator)
     )
     run.model.train()
     for step in remaining_steps(run):
@@ -135,7 +134,7 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
     """One step. Returns two 0-d tensors on the device: this process's part of the mean loss of the
     batch, and the norm of the whole gradient before clipping."""
     config, accelerator, model = run.config, run.accelerator, run.model
-    accumulation, processes = config.gradient_accumulation_steps, accelerator.num_processes
+    passes, processes = run.plan.passes(step), accelerator.num_processes
     torch.manual_seed(dropout_seed(config.seed, step, accelerator.process_index))
     # Before the forward pass: DeepSpeed updates inside the last backward(), not in step().
     for group in run.optimizer.param_groups:
@@ -143,7 +142,8 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
     # Over all processes and micro-batches: the number of texts, or with --class_weights their sum.
     weight = run.text_weights[run.plan[step]].sum()
     step_loss = torch.zeros((), device=accelerator.device)
-    for _ in range(accumulation):
+    set_passes(accelerator, passes)
+    for _ in range(passes):
         run.stop.check()  # raises Stopped, on all processes or on none
         batch = to_device(next(micro_batches), accelerator.device)
         labels = batch.pop("labels")
@@ -151,8 +151,8 @@ def update(run: Run, step: int, micro_batches) -> tuple[torch.Tensor, torch.Tens
             logits = model(**batch).logits.float()
             # The parts add up to the mean loss of the whole batch, however it was dealt.
             loss = run.summed_loss(logits, labels) / weight
-            # The factors undo backward()'s division by accumulation and DDP's mean over processes.
-            accelerator.backward(loss * accumulation * processes)
+            # The factors undo backward()'s division by the passes and DDP's mean over processes.
+            accelerator.backward(loss * passes * processes)
         step_loss += loss.detach()
     norm = clip_gradient(accelerator, model, config.max_grad_norm)
     run.optimizer.step()
@@ -222,7 +222,8 @@ def evaluate(run: Run, data: datasets.Dataset, name: str) -> tuple[Scores, torch
     model = run.accelerator.unwrap_model(run.model)  # keeps autocast
     size = run.config.per_device_eval_batch_size
     with run.monitor.clock_stopped():
-        batches = eval_batches(data, size, run.tokenizer, run.accelerator)
+        most = run.config.max_tokens_per_forward
+        batches = eval_batches(data, size, run.tokenizer, run.accelerator, most)
         logits = predict(model, batches, len(data), run.accelerator, run.stop.check)
     scores = score(logits, torch.as_tensor(data["labels"][:]))
     run.monitor.write_scores(name, scores, run.progress.step)
@@ -279,6 +280,9 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         settings["global_batch_size"],
         config.seed,
         config.train_sampling_strategy,
+        accelerator.num_processes,
+        config.gradient_accumulation_steps,
+        config.max_tokens_per_forward,
     )
     labels = column(splits.train, "labels").to_numpy()
     weights = weigh_classes(labels, len(splits.names), config.class_weights == "balanced")
@@ -330,9 +334,9 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
 # ---------------------------------------------------------------- the command
 
 IF_OUT_OF_MEMORY = (
-    "give --gradient_checkpointing, a lower --per_device_train_batch_size with as much more "
-    "--gradient_accumulation_steps, a lower --per_device_eval_batch_size (the run then resumes), "
-    "or another --output_dir with a lower --max_length"
+    "give --max_tokens_per_forward N, from the tokens of the longest text on, or "
+    "--gradient_checkpointing (the run then resumes), or another --output_dir with a lower "
+    "--max_length"
 )
 
 

@@ -70,6 +70,7 @@ def make_accelerator(config) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
     check_engine(accelerator)
+    check_passes(accelerator, config)
     # Otherwise from_pretrained would shard the model while loading it under ZeRO 3, which all
     # processes would have to do at the same time.
     unset_hf_deepspeed_config()
@@ -118,6 +119,20 @@ def check_engine(accelerator: Accelerator) -> None:
         raise UserError("--mixed_precision fp16: not with DeepSpeed; give bf16 or no")
 
 
+def check_passes(accelerator: Accelerator, config) -> None:
+    most = config.max_tokens_per_forward
+    if most and most < config.max_length:
+        raise UserError(
+            f"--max_tokens_per_forward {most}: one text may have --max_length {config.max_length} "
+            "tokens; give that or more"
+        )
+    if most and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError(
+            f"--max_tokens_per_forward {most}: not with DeepSpeed, whose passes are fixed; "
+            "give --gradient_accumulation_steps"
+        )
+
+
 def wrap_for_engine(accelerator: Accelerator, config, model, optimizer):
     """(model, optimizer) as the engine needs them, the model compiled on request.
 
@@ -136,6 +151,13 @@ def wrap_for_engine(accelerator: Accelerator, config, model, optimizer):
             "gradient_clipping": config.max_grad_norm,
         }
     return accelerator.prepare(model, optimizer)
+
+
+def set_passes(accelerator: Accelerator, passes: int) -> None:
+    """Make the last of the next `passes` uses of `accumulate` the one that exchanges gradients.
+    DeepSpeed's number is fixed (see `check_engine`)."""
+    accelerator.gradient_accumulation_steps = passes
+    accelerator.step = 0
 
 
 def clip_gradient(accelerator: Accelerator, model, max_norm: float) -> torch.Tensor:

@@ -115,13 +115,12 @@ class Monitor:
     def log_window(self, run, learning_rate: float) -> None:
         """Write the scalars of the steps of a run since the last ones, and begin a new window."""
         progress, plan = run.progress, run.plan
-        parts = self.accelerator.num_processes * run.config.gradient_accumulation_steps
         sums = self.read_sums(run.model, progress)
         window = range(progress.window_start + 1, progress.step + 1)
         timed = range(max(window.start, self.first_step + 1), window.stop)  # after a resume
         seconds = time.perf_counter() - self.started
-        counts = plan.count(window, parts)
-        done = counts if timed == window else plan.count(timed, parts)
+        counts = plan.count(window)
+        done = counts if timed == window else plan.count(timed)
         scalars = {
             **self.means(sums, len(window)),
             "train/learning_rate": learning_rate,
@@ -234,7 +233,9 @@ def describe_start(run) -> str:
         f"{accelerator.device.type}, {each}{'' if processes == 1 else ' each'}",
         {"no": "float32"}.get(accelerator.mixed_precision, accelerator.mixed_precision),
     ]
-    if processes * passes > 1:
+    if most := config.max_tokens_per_forward:
+        parts.append(f"as few passes of at most {most:,} tokens as a step needs")
+    elif processes * passes > 1:
         size = config.per_device_train_batch_size
         parts.append(f"per process and step {passes} x at most {size} texts")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}

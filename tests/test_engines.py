@@ -51,13 +51,16 @@ def one_process(corpus, tmp_path_factory):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_shards_change_no_loss_gradient_rate_or_weight(engine, one_process, tmp_path):
-    """With two micro-batches; best/ is a plain model.
+    """With two micro-batches, or under FSDP2 as few as the tokens allow; best/ is a plain model.
 
-    Red: `loss` without `* processes` in update; clip_gradient without full_tensor; for DeepSpeed:
-    the rate set after the backward pass, "gradient_clipping" left out of wrap_for_engine.
+    Red: set_passes left out; `loss` without `* processes` in update; clip_gradient without
+    full_tensor; for DeepSpeed: the rate set after the backward pass, "gradient_clipping" left out
+    of wrap_for_engine.
     """
     flags, one, _ = one_process
     dealt = ["--per_device_train_batch_size=2", "--gradient_accumulation_steps=2"]
+    if engine == "fsdp2":
+        dealt = ["--per_device_train_batch_size=4", "--max_tokens_per_forward=70"]
     said = launch_engine(engine, *flags, *dealt, f"--output_dir={tmp_path}")
     assert ("(FSDP2)" if engine == "fsdp2" else "(DeepSpeed)") in said  # and not DDP in its place
     assert_same_training(one, tmp_path, rounding=5e-5)

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 import platform
 import resource
 import shutil
@@ -77,23 +78,36 @@ def test_a_tokenizer_is_saved_alike_whether_the_token_ids_were_cached_or_not(
     assert saved[0] == saved[1]
 
 
-ONE_PROCESS = SimpleNamespace(process_index=0, num_processes=1)
+def process_of(index: int, processes: int) -> SimpleNamespace:
+    cpu = torch.device("cpu")
+    return SimpleNamespace(process_index=index, num_processes=processes, device=cpu)
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 7))
+ONE_PROCESS = process_of(0, 1)
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    st.integers(1, 9),
+    st.integers(1, 7),
+    st.none() | st.integers(50, 200),
+)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, processes):
-    """For any count and processes, in equally many batches.
+def test_the_shares_of_all_processes_are_every_row_once(tiny, lengths, size, processes, most):
+    """For any count and processes, in equally many batches, of no more texts or tokens than asked.
 
-    Red: `[process::processes]` left out; `most_rows = len(own)`.
+    Red: `[process::processes]` left out; `fitting` without `most`, or without `batch_size`; `at`
+    moved by `fitting` alone.
     """
     ids = [[6] * length for length in lengths]
     data = Dataset.from_dict({"length": lengths, "labels": lengths, "input_ids": ids})
     tokenizer = load_tokenizer(str(tiny), max_length=32)
-    each = [SimpleNamespace(process_index=p, num_processes=processes) for p in range(processes)]
-    shares = [list(eval_batches(data, size, tokenizer, process)) for process in each]
+    each = [process_of(index, processes) for index in range(processes)]
+    shares = [list(eval_batches(data, size, tokenizer, process, most)) for process in each]
     for numbers, batch in itertools.chain(*shares):
         assert batch["labels"].tolist() == ([lengths[number] for number in numbers] or [-100])
+        assert len(numbers) <= size
+        assert batch["input_ids"].numel() <= (most or math.inf)
     rows = [row for share in shares for numbers, _ in share for row in numbers]
     assert sorted(rows) == list(range(len(lengths)))
     assert len({len(share) for share in shares}) == 1

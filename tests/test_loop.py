@@ -132,33 +132,34 @@ def test_the_learning_rate_is_that_of_get_scheduler(kind, warmup):
 def test_accumulation_and_ragged_batches_give_the_same_gradient(
     train_command, tmp_path, monkeypatch
 ):
-    """In one process: batch 8 = 4 x 2 = 1 x 8, with 105 texts in batches of 7 and 8.
-    The whole gradient of every step, as one vector, on the same weights (the rate is next to 0).
+    """In one process: batch 8 = 4 x 2 = 1 x 8 = as many passes as keep each below 70 tokens, with
+    105 texts in batches of 7 and 8. The whole gradient of every step, as one vector, on the same
+    weights (the rate is next to 0).
 
-    Red: the mean loss of each micro-batch, or the batch size instead of `examples`, in update.
+    Red: the mean loss of each micro-batch, or the batch size instead of `weight`, in update;
+    set_passes left out (the gradient is then a multiple).
     """
     clip, gradients = Accelerator.clip_grad_norm_, {}
 
     def recorded(self, parameters, norm):
         parameters = list(parameters)
-        gradients[steps].append(torch.cat([p.grad.flatten() for p in parameters]))
+        gradients[way].append(torch.cat([p.grad.flatten() for p in parameters]))
         return clip(self, parameters, norm)
 
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", recorded)
-    for steps in (1, 2, 8):
-        gradients[steps] = []
-        train_command(
-            per_device_train_batch_size=8 // steps,
-            gradient_accumulation_steps=steps,
-            dropout=0.0,
-            learning_rate=1e-30,
-            output_dir=tmp_path / str(steps),
-        )
-    assert len(gradients[1]) == 28
+    for way, flags in {
+        "whole": {"per_device_train_batch_size": 8},
+        "2": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        "8": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8},
+        "by tokens": {"per_device_train_batch_size": 8, "max_tokens_per_forward": 70},
+    }.items():
+        gradients[way] = []
+        train_command(dropout=0.0, learning_rate=1e-30, output_dir=tmp_path / way, **flags)
+    assert len(gradients["whole"]) == 28
     # Where the gradients of the examples nearly cancel, the norm is small and the rounding is not.
-    scale = torch.stack(gradients[1]).norm(dim=1).mean()
-    for steps in (2, 8):
-        for ours, whole in zip(gradients[steps], gradients[1], strict=True):
+    scale = torch.stack(gradients["whole"]).norm(dim=1).mean()
+    for way in ("2", "8", "by tokens"):
+        for ours, whole in zip(gradients[way], gradients["whole"], strict=True):
             assert (ours - whole).norm() <= 1e-6 * scale
 
 

@@ -730,6 +730,11 @@ MODELS = [
         "--max_length 2: <tiny> adds 2 tokens to each text and reads at most 32; give 3 to 32",
     ),
     one(
+        "passes smaller than a text",
+        ["--max_length=16", "--max_tokens_per_forward=15"],
+        "--max_tokens_per_forward 15: one text may have --max_length 16 tokens; give that or more",
+    ),
+    one(
         "model missing",
         "--model=/no/such/model",
         "--model /no/such/model: no such file or folder; check the path",

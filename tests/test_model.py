@@ -256,11 +256,7 @@ def too_much_of_a_file():
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
-        (
-            train,
-            "gradient_checkpointing per_device_train_batch_size gradient_accumulation_steps "
-            "per_device_eval_batch_size max_length",
-        ),
+        (train, "max_tokens_per_forward gradient_checkpointing max_length"),
         (evaluation, "per_device_eval_batch_size"),
     ],
 )

@@ -68,15 +68,35 @@ def test_what_is_cut_out_of_the_middle_leaves_both_ends(ids, max_length):
 @given(lengths, sizes, st.integers(1, 4), st.integers(1, 4))
 def test_dealing_gives_every_row_to_one_part_whatever_the_mix(lengths, size, processes, steps):
     """Red: `[process:-1:processes]` in the dealing of train_loader loses parts."""
-    plan = BatchPlan(lengths, size, seed=0)
+    plan = BatchPlan(lengths, size, seed=0, processes=processes, passes=steps)
     rows = Dataset.from_dict({"labels": [0] * len(lengths)})
     each = [SimpleNamespace(process_index=p, num_processes=processes) for p in range(processes)]
     dealt = [
-        list(train_loader(rows, plan, range(1, 2), steps, NO_TOKENIZER, process).batch_sampler)
+        list(train_loader(rows, plan, range(1, 2), NO_TOKENIZER, process).batch_sampler)
         for process in each
     ]
     assert all(len(share) == steps for share in dealt)
     assert sorted(itertools.chain(*itertools.chain(*dealt))) == sorted(plan[1])
+
+
+@given(lengths, sizes, st.integers(1, 4), st.integers(0, 500))
+def test_by_tokens_a_step_takes_the_fewest_passes_that_keep_each_below(
+    lengths, size, processes, more
+):
+    """Of the same batch, equally many on each process. Red: `passes` from --gradient_accumulation_
+    steps on; tokens without padding; passes + 2."""
+    most = max(lengths) + more
+    plan = BatchPlan(lengths, size, 0, "group_by_length", processes, 3, most)
+    parts = plan.deal(1)
+    assert np.concatenate(parts).tolist() == plan[1].tolist()
+    assert len(parts) == processes * plan.passes(1)
+
+    def largest(passes: int) -> int:
+        split = np.array_split(plan[1], passes * processes)
+        return max(len(part) * max(plan.lengths[part]) for part in split if len(part))
+
+    assert largest(plan.passes(1)) <= most
+    assert all(largest(fewer) > most for fewer in range(1, plan.passes(1)))
 
 
 def test_the_order_changes_from_epoch_to_epoch_and_from_seed_to_seed():
@@ -95,7 +115,7 @@ def test_length_windows_leave_little_padding_and_random_does_not():
     padding = {}
     for strategy in ("group_by_length", "random"):
         plan = BatchPlan(lengths, 16, seed=0, strategy=strategy)
-        counts = plan.count(range(1, plan.steps_per_epoch + 1), parts=1)
+        counts = plan.count(range(1, plan.steps_per_epoch + 1))
         assert (counts["texts"], counts["tokens"]) == (17500, lengths.sum())
         padding[strategy] = 1 - counts["tokens"] / counts["padded_tokens"]
     assert padding["group_by_length"] < 0.03

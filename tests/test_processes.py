@@ -183,6 +183,16 @@ def test_a_run_of_two_processes_goes_on_with_one(one_process, tmp_path, capsys):
     assert_same_training(one, tmp_path / "run")
 
 
+def test_two_processes_make_as_few_passes_as_the_tokens_allow(one_process, tmp_path):
+    """Some steps with one, some with more: the same training. Red: set_passes without its `step`,
+    or left out (gradients are exchanged too early)."""
+    flags, one, _ = one_process
+    words = ["--per_device_train_batch_size=4", "--max_tokens_per_forward=70"]
+    said = launch(2, "train.py", *flags, *words, f"--output_dir={tmp_path / 'run'}")
+    assert "as few passes of at most 70 tokens as a step needs" in said
+    assert_same_training(one, tmp_path / "run")
+
+
 def write_script(folder, body: str, first: str = ""):
     """train.py with `body` before each update, knowing `update` and `rank`; `first` before all."""
     script = folder / "patched.py"
