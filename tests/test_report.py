@@ -585,7 +585,7 @@ def test_a_threshold_is_chosen_stored_and_applied(trained, tmp_path, capsys):
     predict_texts; `weights` left out of read_threshold."""
     best, other = trained
     with np.load(best / "validation.npz") as kept:
-        confidence = torch.as_tensor(kept["logits"]).softmax(-1).max(-1).values.numpy()
+        confidence = torch.as_tensor(kept["logits"]).double().softmax(-1).max(-1).values.numpy()
     limit = round(float(np.median(confidence)), 4)
     evaluation.main([f"--ckpt={best}", "--thresholds", f"--store_threshold={limit}"])
     assert f"{limit:g} is stored in {best / 'threshold.json'}; --min" in capsys.readouterr().out
