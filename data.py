@@ -267,7 +267,8 @@ class BatchPlan:
         """
         batch, passes = self[step], 1 if self.max_tokens else self.fixed_passes
         parts = np.array_split(batch, passes * self.processes)
-        while self.max_tokens and max(map(self.padded_tokens, parts)) > self.max_tokens:
+        most = self.max_tokens or math.inf
+        while passes < len(batch) and max(map(self.padded_tokens, parts)) > most:
             passes += 1
             parts = np.array_split(batch, passes * self.processes)
         return parts
