@@ -24,6 +24,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -81,7 +82,7 @@ class Classifier:
     batch_size: int
     weights: dict[Path, os.stat_result]  # taken before loading, to notice a replacement since
 
-    @property
+    @cached_property  # it reads all weights
     def checksum(self) -> str:
         return sum_of_weights(self.folder, self.weights)
 

@@ -18,7 +18,7 @@ from runtime.flags import UserError
 from runtime.heads import describe_head, draw_head, has_head
 from runtime.hub import load_pretrained, require_weights
 from runtime.last_layer import read_first_token_only
-from runtime.probe import made_up_texts, pad_made_up, position_limit, require_sound
+from runtime.probe import made_up_texts, pad, position_limit, require_sound
 from runtime.tokenizer import check_tokenizer, keep_end_token_out
 
 # ---------------------------------------------------------------- tokenizer
@@ -149,7 +149,7 @@ def load_classifier(
     require_weights(model, report, f"{flag} {name}", new_head)
     require_sound(model, tokenizer, f"{flag} {name}")
     if not whole:
-        read_first_token_only(model, pad_made_up(tokenizer))
+        read_first_token_only(model, pad(made_up_texts(tokenizer), tokenizer))
     return model
 
 

@@ -90,13 +90,13 @@ def find_fault(model: nn.Module, tokenizer) -> str:
     return ""
 
 
-def pad_made_up(tokenizer) -> dict[str, torch.Tensor]:
-    return tokenizer.pad({"input_ids": made_up_texts(tokenizer)}, return_tensors="pt")
+def pad(texts: list[list[int]], tokenizer) -> dict[str, torch.Tensor]:
+    return tokenizer.pad({"input_ids": texts}, return_tensors="pt")
 
 
 @torch.no_grad()
 def logits_alone_and_beside(model: nn.Module, texts: list[list[int]], tokenizer):
-    batch = tokenizer.pad({"input_ids": texts}, return_tensors="pt")
+    batch = pad(texts, tokenizer)
     was_training = model.training
     model.eval()
     alone = torch.cat([model(input_ids=torch.tensor([text])).logits for text in texts])

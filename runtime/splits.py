@@ -95,10 +95,10 @@ def tell_delimiter(path: Path) -> tuple[str, ...]:
 # ---------------------------------------------------------------- a folder
 
 
-def data_files(folder: Path) -> list[Path]:
+def data_files(folder: Path, new: Path | None = None) -> list[Path]:
     """Those of a format that we read, at any depth, also behind links; but no hidden ones, nothing
     that a run of ours wrote, and no .json beside other data that does not name its split: most of
-    these hold settings."""
+    these hold settings. With `new`, a full path: as if that file were there."""
     found, seen = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
         if MANIFEST in names or os.path.realpath(here) in seen:  # a link may lead back
@@ -106,6 +106,8 @@ def data_files(folder: Path) -> list[Path]:
             continue
         seen.add(os.path.realpath(here))
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if new and Path(here) == new.parent:
+            names = {*names, new.name}
         visible = (Path(here, name) for name in names if not name.startswith("."))
         found += [path for path in visible if format_of(path) and path.name not in OF_LIBRARY]
     others = any(format_of(path) != ".json" for path in found)
@@ -117,19 +119,10 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def may_be_read(folder: Path, file: Path) -> bool:
-    """Whether `files_of(folder)` would have a file that is written there in one of its splits."""
+    """Whether a file that is written there would be in one of the splits of `folder`."""
     folder, file = folder.resolve(), file.resolve()
-    if is_saved(folder) or not (format_of(file) and file.is_relative_to(folder)):
-        return False
-    between = [parent for parent in file.parents if parent.is_relative_to(folder)]
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    if hidden or file.name in OF_LIBRARY or any((parent / MANIFEST).exists() for parent in between):
-        return False
-    there = name_splits(folder, set(SPLITS))
-    there.pop(file, None)
-    if format_of(file) == ".json" and any(format_of(other) != ".json" for other in there):
-        return bool(split_names(Path(file.name), set(SPLITS)))
-    return bool(split_names(file.relative_to(folder), set(SPLITS))) or not any(there.values())
+    inside = file.is_relative_to(folder) and not is_saved(folder)
+    return inside and any(file in files_of(folder, split, file) for split in SPLITS)
 
 
 OF_LIBRARY = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -166,10 +159,10 @@ def name_in(folder: Path, files: Iterable[Path]) -> list[str]:
     return [str(file.relative_to(folder)) for file in files]
 
 
-def files_of(folder: Path, split: str) -> tuple[Path, ...]:
+def files_of(folder: Path, split: str, new: Path | None = None) -> tuple[Path, ...]:
     """The files that belong to the split by `split_names`. Where no name says any, all files are
     "train"."""
-    named = name_splits(folder, {split, *SPLITS})
+    named = name_splits(folder, {split, *SPLITS}, new)
     if split == "train" and not any(named.values()):
         return tuple(named)
     # A name of two splits, such as train_test.csv, is of neither.
@@ -189,8 +182,9 @@ def require_single_copies(files: tuple[Path, ...], given: str) -> None:
         seen[stem] = file
 
 
-def name_splits(folder: Path, known: set[str]) -> dict[Path, set[str]]:
-    return {file: split_names(file.relative_to(folder), known) for file in data_files(folder)}
+def name_splits(folder: Path, known: set[str], new: Path | None = None) -> dict[Path, set[str]]:
+    files = data_files(folder, new)
+    return {file: split_names(file.relative_to(folder), known) for file in files}
 
 
 def split_names(path: Path, known: set[str]) -> set[str]:
