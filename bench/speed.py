@@ -11,7 +11,7 @@ The workload is a small sample of the training split: whole batches of our plan,
 length, so that random order and length grouping have the padding that they have on the whole split.
 Every arm trains on these texts in its own order, in a process of its own (bench/speed_arm.py), one
 after another; every second round runs them in reverse. Warm-up steps (the longest texts, an average
-batch, the longest again; on a GPU many lengths) are not timed. Predictions are made after a batch
+batch, both again; on a GPU many lengths more) are not timed. Predictions are made after a batch
 of warm-up, at the batch size of training and at --per_device_eval_batch_size. A first start
 tokenizes the data set, and trains on 16 tokens of each text.
 
@@ -84,7 +84,7 @@ def choose_work(run, batches: int) -> dict[str, list[dict]]:
     spaced = ((np.arange(batches) + 0.5) * len(plan) / batches).astype(int)
     rows = np.random.default_rng(0).permutation(np.concatenate([plan[at] for at in spaced]))
     longest = np.argsort(-lengths, kind="stable")[:size]
-    warm = [longest, plan[len(plan) // 2], longest]  # a heap grows until both have their room
+    warm = 2 * [longest, plan[len(plan) // 2]]  # a heap grows until both have their room
     if run.accelerator.device.type == "cuda":  # kernels are chosen, and loaded, for each length
         warm += plan[:: max(1, len(plan) // 15)]
     # Twice as many texts as the work, in whole batches of evaluation, evenly spaced by length.

@@ -320,6 +320,9 @@ def always_mask() -> None:
     Collator.__call__ = with_mask
 
 
+BATCH_SIZES = {  # of arms that do not train at the batch size of the others
+    f"HF Trainer, length grouping, attention dropout 0, batch {size}": size for size in (4, 8, 32)
+}
 ARMS = {
     "HF Trainer": partial(trainer, grouped=False, predicts=True),
     "HF Trainer, length grouping": partial(trainer, grouped=True),
@@ -328,6 +331,7 @@ ARMS = {
     "HF Trainer, length grouping, attention dropout 0": partial(
         trainer, grouped=True, attention_dropout=0.0
     ),
+    **dict.fromkeys(BATCH_SIZES, partial(trainer, grouped=True, attention_dropout=0.0)),
     "ours": partial(ours, predicts=True),
     "ours, accelerate launch": ours,
 }
@@ -350,7 +354,8 @@ def main() -> None:
 
     arm, work, flags = sys.argv[1], json.loads(Path(sys.argv[2]).read_text()), sys.argv[3:]
     config = parse(Config, flags)
-    batch = config.per_device_train_batch_size
+    batch = BATCH_SIZES.get(arm, config.per_device_train_batch_size)
+    config = dataclasses.replace(config, per_device_train_batch_size=batch)
     assert len(work["warm"]) % batch == len(work["work"]) % batch == 0
     warm, last = len(work["warm"]) // batch, (len(work["warm"]) + len(work["work"])) // batch
     torch.manual_seed(config.seed)
