@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from runtime.dropout import draw_faster
 from runtime.flags import UserError
 from runtime.heads import describe_head, draw_head, has_head
 from runtime.hub import load_pretrained, require_weights
@@ -84,6 +85,8 @@ def load_model(config, label_names: list[str], tokenizer):
     if has_head(model_config) and not config.keep_head:
         draw_head(model)
     freeze_unused(model, made_up_texts(tokenizer)[1])
+    if not config.torch_compile:  # which draws masks in its own way
+        draw_faster(model)
     if config.gradient_checkpointing:
         recompute_layers(model, name)
     return model, describe_head(model_config, name, config.keep_head)
