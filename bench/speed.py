@@ -41,7 +41,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.common import this_command, write_json
-from bench.speed_arm import ABLATIONS, ARMS
+from bench.speed_arm import ABLATIONS, ARMS, BATCH_SIZES
 from config import Config
 from data import BatchPlan
 from runtime.engines import make_accelerator
@@ -87,6 +87,7 @@ def choose_work(run, batches: int) -> dict[str, list[dict]]:
     warm = 2 * [longest, plan[len(plan) // 2]]  # a heap grows until both have their room
     if run.accelerator.device.type == "cuda":  # kernels are chosen, and loaded, for each length
         warm += plan[:: max(1, len(plan) // 15)]
+        warm += plan[: len(warm) % 2]  # whole batches of twice the size, too
     # Twice as many texts as the work, in whole batches of evaluation, evenly spaced by length.
     predicted = config.per_device_eval_batch_size
     predicted *= -(-2 * len(rows) // predicted)
@@ -204,7 +205,8 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--batches", type=int, default=6, help="full batches of the work")
     some = parser.add_mutually_exclusive_group()
     names = {"nargs": "+", "choices": ARMS | ABLATIONS, "metavar": "ARM"}
-    some.add_argument("--arms", **names, default=list(ARMS), help="; ".join(ARMS | ABLATIONS))
+    usual = [arm for arm in ARMS if arm not in BATCH_SIZES]
+    some.add_argument("--arms", **names, default=usual, help="; ".join(ARMS | ABLATIONS))
     some.add_argument("--ablations", action="store_true", help="see above")
     some.add_argument("--first_starts", action="store_true", help="see above")
     parser.add_argument("--json", type=Path, help="written anew after each process")
@@ -221,6 +223,10 @@ def main() -> None:
     run = set_up(config, make_accelerator(config))
     flags += [f"--mixed_precision={run.accelerator.mixed_precision}"]
     work = choose_work(run, options.batches)
+    for arm in options.arms:
+        size = BATCH_SIZES.get(arm, config.per_device_train_batch_size)
+        if any(len(work[part]) % size for part in ("work", "warm")):
+            raise UserError(f"--arms {arm}: no whole batches of {size}; give an even --batches")
     if options.first_starts:
         work = shorten(work, config.per_device_train_batch_size)
     result = {

@@ -255,7 +255,8 @@ def restore_best(best: Path, step: int) -> None:
 def refuse_changes(kind, last: Path, old: dict, new: dict) -> None:
     """Raises `UserError` naming both values of each setting that changes the result and differs."""
     flags = {field.name: field.default for field in dataclasses.fields(kind)}
-    old = flags | old  # an older version lacked some, whose defaults are what it did
+    # An older version lacked some flags, whose defaults are what it did, but for this one.
+    old = flags | {"last_layer": "all"} | old
     batch = "global_batch_size"
     names = changed_settings(kind, old, new)
     names += [name for name in new if name not in {*flags, batch} and old.get(name) != new[name]]
@@ -289,7 +290,8 @@ def keep_global_batch(batch: int, config, processes: int):
     """`config`, changed so that this number of processes keeps optimizer batches of `batch` texts.
 
     With the same flags, another number of processes would make other batches. So accumulation makes
-    up for it, and no forward pass gets more than --per_device_train_batch_size examples.
+    up for it, and no forward pass gets more than --per_device_train_batch_size examples (or, with
+    --max_tokens_per_forward, more tokens than that).
     """
     size = config.per_device_train_batch_size
     if size * config.gradient_accumulation_steps * processes == batch:

@@ -121,11 +121,6 @@ def check_engine(accelerator: Accelerator) -> None:
 
 def check_passes(accelerator: Accelerator, config) -> None:
     most = config.max_tokens_per_forward
-    if most and most < config.max_length:
-        raise UserError(
-            f"--max_tokens_per_forward {most}: one text may have --max_length {config.max_length} "
-            "tokens; give that or more"
-        )
     if most and accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise UserError(
             f"--max_tokens_per_forward {most}: not with DeepSpeed, whose passes are fixed; "
@@ -155,7 +150,7 @@ def wrap_for_engine(accelerator: Accelerator, config, model, optimizer):
 
 def set_passes(accelerator: Accelerator, passes: int) -> None:
     """Make the last of the next `passes` uses of `accumulate` the one that exchanges gradients.
-    DeepSpeed's number is fixed (see `check_engine`)."""
+    DeepSpeed's number is fixed (see `check_passes`)."""
     accelerator.gradient_accumulation_steps = passes
     accelerator.step = 0
 

@@ -1,12 +1,16 @@
 """The last layer for the first token alone gives what the whole one gives."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import scalars, weights_of
 from families import make_family
 from torch.nn import functional
+from transformers import AutoModelForSequenceClassification
 
 from model import load_classifier, load_tokenizer
+from runtime.last_layer import read_first_token_only
 
 SHORTER = [
     "bert",
@@ -44,8 +48,8 @@ def gradients(model, batch, labels) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", SHORTER)
 def test_logits_and_gradients_are_those_of_the_whole_layer(kind, attention, tmp_path):
-    """With texts of several lengths, and of one, without a mask. Red: `first` with [:, 1:2]; the
-    mask of another query; keys of the first token; a norm left out; without the residual."""
+    """With texts of several lengths, and of one, without a mask. Red: `first` with [:, 1:2]; keys
+    of the first token; a norm left out; without the residual."""
     folder = make_family(kind, tmp_path / "model")
     tokenizer = load_tokenizer(str(folder), max_length=32)
     pair = [load_classifier(str(folder), tokenizer, new_head=True, whole=w) for w in (True, False)]
@@ -72,6 +76,28 @@ def test_other_families_run_as_they_are(kind, tmp_path):
     folder = make_family(kind, tmp_path / "model")
     tokenizer = load_tokenizer(str(folder), max_length=32)
     assert not shortened(load_classifier(str(folder), tokenizer, new_head=True))
+
+
+def test_a_model_that_reads_more_than_the_first_token_runs_as_it_is(tmp_path):
+    """As a class of another program may, on layers of a known kind. Red: `del last.forward`, or the
+    comparison before it, left out."""
+    model = load_small(make_family("distilbert", tmp_path / "model"))
+    read_first_token_only(model, {"input_ids": torch.tensor([[5, 6, 7]])})
+    assert shortened(model) == 1
+    model = load_small(tmp_path / "model")
+    encode = model.distilbert.forward
+
+    def forward(input_ids):
+        states = encode(input_ids=input_ids).last_hidden_state
+        return SimpleNamespace(logits=model.classifier(states.mean(1)))
+
+    model.forward = forward
+    read_first_token_only(model, {"input_ids": torch.tensor([[5, 6, 7]])})
+    assert shortened(model.distilbert) == 0
+
+
+def load_small(folder):
+    return AutoModelForSequenceClassification.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": True}])

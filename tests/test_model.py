@@ -256,7 +256,11 @@ def too_much_of_a_file():
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
-        (train, "max_tokens_per_forward gradient_checkpointing max_length"),
+        (
+            train,
+            "max_tokens_per_forward gradient_checkpointing per_device_train_batch_size "
+            "gradient_accumulation_steps per_device_eval_batch_size max_length",
+        ),
         (evaluation, "per_device_eval_batch_size"),
     ],
 )
@@ -285,14 +289,25 @@ def test_too_little_memory_for_the_weights_is_no_fault_of_the_model(place, tiny,
 
 
 def test_a_run_out_of_memory_goes_on_with_those_flags(train_command, tmp_path, monkeypatch):
-    """Red: `flag` for `adjustable` at gradient_checkpointing."""
+    """Red: `flag` for `adjustable` at gradient_checkpointing, or at max_tokens_per_forward."""
     flags = {"output_dir": tmp_path / "run", "max_steps": 12}
     whole = train_command(**flags | {"output_dir": tmp_path / "whole"})
-    fail = before_update(lambda _, step: too_much() if step == 5 else None)
-    with fail, pytest.raises(RuntimeError, match="can't allocate"):
+
+    def fail(_, step):
+        if step == 5:
+            too_much()
+
+    with before_update(fail), pytest.raises(RuntimeError, match="can't allocate"):
         train_command(**flags)
     run = train_command(**flags, gradient_checkpointing=True, per_device_eval_batch_size=2)
     assert_same_weights(whole, run)
+    flags |= {"output_dir": tmp_path / "by_tokens", "dropout": 0.0}
+    with before_update(fail), pytest.raises(RuntimeError, match="can't allocate"):
+        train_command(**flags)
+    whole = train_command(**flags | {"output_dir": tmp_path / "without_dropout"})
+    run = train_command(**flags, max_tokens_per_forward=70)
+    for name, weight in weights_of(run).items():
+        torch.testing.assert_close(weight, weights_of(whole)[name], rtol=1e-3, atol=1e-5)
 
 
 def assert_same_weights(a, b) -> None:
