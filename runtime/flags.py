@@ -175,8 +175,10 @@ def make_parser(kind, config_file: bool) -> Parser:
 
 def name_unknown(word: str, flags) -> str:
     name = word.split("=")[0]
-    near = difflib.get_close_matches(name, [f"--{known}" for known in flags], n=1)
-    hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+    bare = name.lstrip("-")
+    near = [known for known in flags if len(bare) > 2 and known.startswith(bare)]
+    near = near or difflib.get_close_matches(bare, flags, n=1, cutoff=0.65)
+    hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
     return f"unknown flag {name}: {hint}"
 
 
