@@ -39,6 +39,11 @@ class Config:
     text_column: str = flag("text", "column of texts; two, as in title,body, for pairs of texts")
     label_column: str = flag("label", "column of class labels: names or numbers")
     drop_invalid: bool = flag(False, "leave out rows without a text or a label")
+    soft_labels: str | None = flag(
+        None,
+        "prefix of columns with a probability of each class, as p_ of p_neg and p_pos, which "
+        "eval.py --output writes: learnt in place of the one class, in rows that have them",
+    )
     train_split: str = flag("train", "split to train on")
     validation_split: str | None = flag(
         None, "split to validate on; default: validation, valid, dev or val, if there is one"
@@ -160,6 +165,12 @@ class EvalConfig:
         PROBABILITY_OR_STORED,
     )
     output: str | None = flag(None, "where predictions for --input go: .csv, .jsonl, .parquet, ...")
+    long: str = flag(
+        "cut",
+        "of a longer text than the model reads; cut: as in the training; window: all of it, in "
+        "overlapping windows whose logits are averaged",
+        one_of("cut", "window"),
+    )
     dataset: str | None = flag(None, "Hub name, folder or file; default: that of the training")
     dataset_config_name: str | None = flag(None, "default: that of the training")
     dataset_revision: str | None = flag(None, "default: that of the training")

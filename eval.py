@@ -33,7 +33,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from tqdm import tqdm
 
-from data import encode, eval_batches
+from data import UNCUT, encode, eval_batches
 from model import load_classifier, load_tokenizer, predict, score
 from report.asked import SPLIT_SETTINGS, check_flags
 from report.files import keep_out_of_data, read_replaced
@@ -54,6 +54,7 @@ from report.thresholds import (
     read_validation_of,
     stored_threshold,
 )
+from report.windows import describe_windows, spread_windows
 from runtime.checkpoint import read_training_settings, sum_of_weights
 from runtime.draw import sample
 from runtime.environment import describe_environment
@@ -63,7 +64,7 @@ from runtime.hub import find_checkpoint, full_path, weight_files
 from runtime.processes import keep_freed_memory, require_asked_processes, run_command, set_threads
 from runtime.seen import Seen, read_seen
 from runtime.splits import read_table
-from runtime.tables import LabelledTexts, label_rows
+from runtime.tables import LabelledTexts, label_rows, split_columns
 
 # ---------------------------------------------------------------- the checkpoint
 
@@ -80,6 +81,7 @@ class Classifier:
     tokenizer: transformers.PreTrainedTokenizerBase
     accelerator: Accelerator
     batch_size: int
+    in_windows: bool  # texts longer than the model reads (--long window)
     weights: dict[Path, os.stat_result]  # taken before loading, to notice a replacement since
 
     @cached_property  # it reads all weights
@@ -96,7 +98,8 @@ class Classifier:
         return self.trained.get("truncation", own)
 
     def encode(self, texts: list[tuple[str, ...]]) -> dict[str, list]:
-        return encode(texts, self.tokenizer, self.tokenizer.model_max_length, self.truncation)
+        most = UNCUT if self.in_windows else self.tokenizer.model_max_length
+        return encode(texts, self.tokenizer, most, self.truncation)
 
     def batches(self, ids: dict[str, list]):
         """Pairs of (row numbers, batch)."""
@@ -106,6 +109,12 @@ class Classifier:
 
     def logits(self, ids: dict[str, list]) -> torch.Tensor:
         """(texts, classes) of the token ids of about a thousand texts."""
+        if not self.in_windows:
+            return self.logits_of_rows(ids)
+        windows = spread_windows(ids["input_ids"], self.tokenizer)
+        return windows.mean(self.logits_of_rows(windows.columns))
+
+    def logits_of_rows(self, ids: dict[str, list]) -> torch.Tensor:
         return predict(self.model, self.batches(ids), len(ids["input_ids"]), self.accelerator)
 
     def predict_split(self, texts: LabelledTexts) -> Predicted:
@@ -135,9 +144,13 @@ def open_classifier(
     require_asked_processes()
     set_threads(config.num_threads)
     keep_freed_memory()
+    in_windows = config.long == "window"
+    if in_windows and len(split_columns(trained.get("text_column", "text"))) == 2:
+        raise UserError(f"--long window: {given} reads pairs of texts; leave it out")
     name = str(folder)
     tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag=flag)
-    model = load_classifier(name, tokenizer, flag=flag)
+    whole = trained.get("last_layer") == "all"
+    model = load_classifier(name, tokenizer, flag=flag, whole=whole)
     require_one_label(model.config, given)
     names = read_class_names(model.config, given)
     model = accelerator.prepare_model(model, evaluation_mode=True)
@@ -150,6 +163,7 @@ def open_classifier(
         tokenizer=tokenizer,
         accelerator=accelerator,
         batch_size=config.per_device_eval_batch_size,
+        in_windows=in_windows,
         weights=weights,
     )
 
@@ -171,6 +185,7 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     texts = split.texts
     digest = hashlib.sha256(texts.hashes.tobytes() + texts.labels.tobytes()).hexdigest()
     identity = split.settings | {"texts": digest[:16], "weights": classifier.checksum}
+    identity["long"] = config.long
     path = report_path(config, classifier)
     rivals = open_rivals(config, classifier)
     sides = examine_rivals(classifier, split.seen, rivals, texts, config.split)
@@ -185,7 +200,9 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     validation = read_validation_of(classifier.folder)
     scores = score(torch.as_tensor(predicted.logits), torch.as_tensor(predicted.labels))
     baselines, line = measure_baselines(classifier, texts)
-    threshold = stored_threshold(classifier.folder, identity["weights"])
+    # It was chosen for texts as the training cut them.
+    whole = classifier.in_windows
+    threshold = None if whole else stored_threshold(classifier.folder, identity["weights"])
     how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
     report = make_report(scores, predicted, classifier.names) | {
         "calibration": examine_calibration(predicted, validation),
@@ -201,7 +218,8 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     elif "comparison" in replaced:
         report["comparison"] = replaced["comparison"]
     path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for note in (*split.notes, *line):
+    read = describe_windows(predicted.length, classifier)
+    for note in (*split.notes, *line, *read):
         print(note)
     show(report)
     if "comparison" in report:

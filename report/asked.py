@@ -21,13 +21,13 @@ SPLIT_SETTINGS = (
 EVERYWHERE = ("ckpt", "per_device_eval_batch_size", "num_threads")
 # The flags of each thing that can be asked for, besides those.
 ASKED = {
-    "text": ("min_probability",),
-    "input": ("output", "text_column", "min_probability", "overwrite"),
+    "text": ("min_probability", "long"),
+    "input": ("output", "text_column", "min_probability", "long", "overwrite"),
     "thresholds": ("store_threshold",),
 }
 OF_TEST = (*SPLIT_SETTINGS, "drop_invalid")  # for other texts, those of the training hold
 REPORT = ("report", "split", "drop_invalid", "predictions", "errors", "html", "compare")
-REPORT += (*SPLIT_SETTINGS, "seeds", "overwrite")
+REPORT += (*SPLIT_SETTINGS, "seeds", "long", "overwrite")
 
 
 # What a flag is nothing without: another flag, and its value.
@@ -62,6 +62,11 @@ def check_flags(config) -> None:
             errors.append(f"{flag}: given with --{first}; give one of the two")
         elif name not in allowed and needed in given:
             errors.append(f"{flag}: is for {place_of(name)}; leave it out{where}")
+    if (config.long, config.min_probability) == ("window", "stored"):
+        errors.append(
+            "--min_probability stored: was chosen for cut texts, not for --long window; give a "
+            "probability"
+        )
     if errors:
         raise UserError(*errors)
     check_files(config)

@@ -113,7 +113,7 @@ def read_replaced(path: Path, about: dict, sides: dict, overwrite: bool) -> dict
     if not path.exists() or overwrite:
         return {}
     old = read_object(path)
-    before = {"split": "test"} | old["of"]  # a report of an older version has no "split"
+    before = {"split": "test", "long": "cut"} | old["of"]  # which older versions did not write
     if differs := [name for name in about if before.get(name) != about[name]]:
         raise UserError(
             f"{path} holds another report (other {', '.join(differs)}); give --report FILE, or "

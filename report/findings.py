@@ -274,7 +274,9 @@ def apart(one: dict, other: dict) -> bool:
     return max(lows) > min(highs)
 
 
-def of_cut(kinds: dict) -> list[str]:
+def of_cut(kinds: dict, in_windows: bool) -> list[str]:
+    if in_windows:
+        return ["Of a text longer than --max_length all was read, in overlapping windows."]
     if len(kinds) < 2:
         only = "No text was" if "whole" in kinds else "Every text was"
         return [f"{only} cut at --max_length."]

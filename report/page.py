@@ -375,7 +375,8 @@ def span(interval) -> str:
 
 def lengths_section(report, run, mistakes, curves) -> tuple:
     groups, kinds = report["by_length"], report["by_cut"]
-    sentences = findings.of_lengths(groups) + findings.of_cut(kinds)
+    in_windows = report["of"].get("long") == "window"
+    sentences = findings.of_lengths(groups) + findings.of_cut(kinds, in_windows)
     named_groups = {f"{group['from']} to {group['to']}": group for group in groups}
     if len(kinds) > 1:
         named_groups |= {f"all {kind}": group for kind, group in kinds.items()}

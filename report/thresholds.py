@@ -154,7 +154,7 @@ def read_min_probability(config, classifier) -> float:
     if config.min_probability not in (None, "stored"):
         return float(config.min_probability)
     if config.min_probability is None:
-        if (classifier.folder / STORED).is_file():
+        if (classifier.folder / STORED).is_file() and not classifier.in_windows:
             classifier.accelerator.print(
                 f"{classifier.folder / STORED} is not applied; --min_probability stored applies it"
             )

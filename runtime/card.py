@@ -55,7 +55,12 @@ def make_card(folder: Path, flags: type, name: str | None = None) -> ModelCard:
     title = Path(name or f"{Path(model).name}-{Path(dataset).stem}").name
     reports = reports_in(folder).values()
     # That of --split validation has the scores of validation_of once more.
-    tested = [report_of(report) for report in reports if "test_split" in report["of"]]
+    # And a pipeline cuts texts: what --long window measured is not what it gives.
+    tested = [
+        report_of(report)
+        for report in reports
+        if "test_split" in report["of"] and report["of"].get("long", "cut") == "cut"
+    ]
     scored = [validation_of(folder, settings), *tested]
     data = ModelCardData(
         base_model=None if is_local(model) else model,
