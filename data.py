@@ -13,7 +13,7 @@ if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config import LookConfig
-from runtime.flags import parse, parse_or_exit
+from runtime.flags import UserError, parse, parse_or_exit
 
 if __name__ == "__main__":
     GIVEN = parse_or_exit(LookConfig)  # before the imports below, which take seconds
@@ -47,6 +47,7 @@ from runtime.notes import (
 )
 from runtime.processes import run_command
 from runtime.seen import FILES, SETTINGS, Seen, read_seen
+from runtime.soft import describe_soft, read_soft_labels
 from runtime.splits import read_training, read_validation, unused_files
 from runtime.tables import LabelledTexts, column, label_rows
 from runtime.tokenizer import clear_last_call, describe_pairs, require_pairs, set_truncation_side
@@ -71,6 +72,10 @@ def load_splits(config, tokenizer) -> Splits:
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
+    if config.soft_labels:
+        soft = read_soft_labels(train, config.soft_labels)
+        ids[0] = ids[0].add_column("soft", list(soft))
+        notes.append(describe_soft(soft, config.soft_labels))
     notes += describe_pairs(train.text_columns, tokenizer)
     pairs = len(train.text_columns) == 2
     notes += [describe_cut(*ids, config.max_length, pairs), describe_largest(ids[1], train.names)]
@@ -148,6 +153,9 @@ def tokenize(texts: LabelledTexts, tokenizer, max_length: int, truncation: str) 
             done += len(chunk)
 
     return cached_rows("token_ids", key.hexdigest()[:32], compute)
+
+
+UNCUT = 2**31  # a max_length beyond any text
 
 
 def encode(texts: list[tuple[str, ...]], tokenizer, max_length: int, truncation: str) -> dict:
@@ -245,6 +253,11 @@ class BatchPlan:
         max_tokens: int | None = None,
     ):
         self.lengths = np.asarray(lengths)
+        if max_tokens and max_tokens < (longest := self.lengths.max()):
+            raise UserError(
+                f"--max_tokens_per_forward {max_tokens}: the longest training text has {longest} "
+                "tokens; give as many, or more"
+            )
         self.batch_size = batch_size
         self.processes, self.fixed_passes, self.max_tokens = processes, passes, max_tokens
         self.steps_per_epoch = -(-len(self.lengths) // batch_size)
@@ -265,9 +278,11 @@ class BatchPlan:
         3. A batch is sorted by length, so texts that are computed at the same time are similar in
         length, and no process waits for another. All processes make equally many passes.
         """
-        batch, passes = self[step], 1 if self.max_tokens else self.fixed_passes
+        batch, passes, most = self[step], self.fixed_passes, math.inf
+        if self.max_tokens:
+            most = self.max_tokens
+            passes = max(1, math.ceil(self.lengths[batch].sum() / (most * self.processes)))
         parts = np.array_split(batch, passes * self.processes)
-        most = self.max_tokens or math.inf
         while passes < len(batch) and max(map(self.padded_tokens, parts)) > most:
             passes += 1
             parts = np.array_split(batch, passes * self.processes)
@@ -295,7 +310,8 @@ class BatchPlan:
 
 @dataclasses.dataclass
 class Collator(DataCollatorWithPadding):
-    """Rows (`input_ids`, `labels`) to tensors: (rows, longest) token ids and (rows,) labels.
+    """Rows (`input_ids`, `labels`) to tensors: (rows, longest) token ids and (rows,) labels; with
+    --soft_labels (rows, classes), which torch's cross-entropy takes just as well.
 
     Drops an `attention_mask` of ones: it would cost a device sync per forward pass (`mask.all()`)
     and rule out the flash kernel. A process without texts in a step must still exchange gradients:
@@ -308,6 +324,8 @@ class Collator(DataCollatorWithPadding):
         idle = {"input_ids": [self.tokenizer.pad_token_id], "labels": -100}
         padded = super().__call__(rows or [idle])
         batch = {name: torch.from_numpy(np.array(values)) for name, values in padded.items()}
+        if "soft" in batch:
+            batch["labels"] = batch.pop("soft").float()
         if batch["attention_mask"].all():
             del batch["attention_mask"]
         return batch
@@ -346,20 +364,20 @@ def eval_batches(
     data: Dataset, batch_size: int, tokenizer, accelerator, max_tokens: int | None = None
 ):
     """This process's part of all rows: pairs of (row numbers, batch), of at most `batch_size`
-    texts, and of so many that they have at most `max_tokens` tokens, padding included; default: by
-    `EVAL_TOKENS`.
+    texts, and of so many that they have at most `max_tokens` tokens, padding included, nor more
+    than `EVAL_TOKENS`.
 
     Longest first: a batch too large for the memory fails at once. All processes get equally many
     batches, because they check together before each whether to stop; a process's last one may be
     empty.
     """
     process, processes = accelerator.process_index, accelerator.num_processes
-    most = max_tokens or EVAL_TOKENS.get(accelerator.device.type, math.inf)
+    most = min(max_tokens or math.inf, EVAL_TOKENS.get(accelerator.device.type, math.inf))
     lengths = column(data, "length").to_numpy()
     longest_first = np.argsort(-lengths, kind="stable")
     rows, at = [], 0
     while at < len(data):
-        fitting = max(1, int(min(batch_size, most // lengths[longest_first[at]])))
+        fitting = max(1, int(min(batch_size, most / lengths[longest_first[at]])))
         together = longest_first[at : at + fitting * processes]
         rows.append(together[process::processes].tolist())
         at += len(together)
@@ -406,8 +424,7 @@ def look_at(config: LookConfig) -> None:
 
 def count_tokens(texts: LabelledTexts, tokenizer, truncation: str) -> np.ndarray:
     """(2, texts): unknown tokens, and all of them, not cut, with those that the tokenizer adds."""
-    uncut = 2**31  # no text is as long
-    encoded = (encode(chunk, tokenizer, uncut, truncation) for chunk in texts.chunks())
+    encoded = (encode(chunk, tokenizer, UNCUT, truncation) for chunk in texts.chunks())
     return np.concatenate([[ids["unknown"], ids["length"]] for ids in encoded], axis=1)
 
 

@@ -506,4 +506,6 @@ def fingerprint(*splits: Dataset) -> str:
             digest.update(pc.list_flatten(table["input_ids"]).to_numpy().tobytes())
             digest.update(table["length"].to_numpy().tobytes())
             digest.update(table["labels"].to_numpy().tobytes())
+            if "soft" in table.column_names:
+                digest.update(pc.list_flatten(table["soft"]).to_numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -56,14 +56,7 @@ def test_the_gradient_is_that_of_torchs_loss_however_a_batch_is_dealt(
     Red: `len(run.plan[step])` for the sum of the weights in update; no label_smoothing in
     summed_loss; no weight there.
     """
-    clip, gradients = Accelerator.clip_grad_norm_, []
-
-    def recorded(self, parameters, norm):
-        parameters = list(parameters)
-        gradients.append(flat_gradient(parameters))
-        return clip(self, parameters, norm)
-
-    monkeypatch.setattr(Accelerator, "clip_grad_norm_", recorded)
+    gradients = record_gradients(monkeypatch)
     few = {"dataset": uneven, "learning_rate": 1e-30, "max_steps": 4, **WEIGHTED}
     for parts in (1, 4):
         sizes = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
@@ -74,6 +67,19 @@ def test_the_gradient_is_that_of_torchs_loss_however_a_batch_is_dealt(
         expected = torch_gradient(run, step)
         for ours in (gradients[step - 1], gradients[step + 3]):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def record_gradients(monkeypatch) -> list[torch.Tensor]:
+    """Gets the whole gradient of each step of the trainings that follow."""
+    clip, gradients = Accelerator.clip_grad_norm_, []
+
+    def recorded(self, parameters, norm):
+        parameters = list(parameters)
+        gradients.append(flat_gradient(parameters))
+        return clip(self, parameters, norm)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", recorded)
+    return gradients
 
 
 def flat_gradient(parameters) -> torch.Tensor:
