@@ -30,7 +30,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 
-from data import BatchPlan, eval_batches, load_splits, train_loader
+from data import BatchPlan, Splits, eval_batches, load_splits, train_loader
 from model import (
     Scores,
     load_model,
@@ -52,6 +52,7 @@ from runtime.hub import full_path, locate
 from runtime.monitor import Monitor, describe_end, describe_start, describe_validation
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
 from runtime.seen import Seen
+from runtime.soft import weigh_texts
 from runtime.tables import column, fingerprint
 
 
@@ -262,6 +263,20 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         splits = load_splits(config, tokenizer)
         torch.manual_seed(config.seed)  # for the new head
         model, notes = load_model(config, splits.names, tokenizer)
+    splits.notes.extend(notes)
+    return assemble(config, accelerator, settings, environment, tokenizer, splits, model)
+
+
+def assemble(
+    config: Config,
+    accelerator: Accelerator,
+    settings: dict,
+    environment: dict,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    splits: Splits,
+    model: torch.nn.Module,
+) -> Run:
+    """A run at step 0 of these texts and this model, which recipes/ may give another objective."""
     settings |= {
         "data": fingerprint(splits.train, splits.validation),
         "classes": splits.names,
@@ -301,9 +316,9 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
         validation_set=splits.validation,
         validation_sample=sample(splits.validation, config.eval_samples, config.validation_seed),
         seen=splits.seen,
-        notes=[*splits.notes, *notes],
+        notes=splits.notes,
         plan=plan,
-        text_weights=weights[labels],
+        text_weights=weigh_texts(splits.train, weights),
         summed_loss=summed_loss(weights, config.label_smoothing_factor, accelerator.device),
         total_steps=total_steps,
         progress=Progress(),
@@ -312,7 +327,7 @@ def set_up(config: Config, accelerator: Accelerator, settings: dict | None = Non
     )
 
 
-def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
+def start_or_resume(config: Config, accelerator: Accelerator, set_up=set_up) -> Run:
     """A run that stands where `last/` says, or at step 0, with a first `last/` written."""
     settings = checkpoint.settings_of(config, accelerator)
     state = on_main(lambda: checkpoint.find_last(config, settings))
@@ -334,49 +349,11 @@ def start_or_resume(config: Config, accelerator: Accelerator) -> Run:
 # ---------------------------------------------------------------- the command
 
 IF_OUT_OF_MEMORY = (
-    "give --max_tokens_per_forward N, from the tokens of the longest text on, or "
-    "--gradient_checkpointing (the run then resumes), or another --output_dir with a lower "
-    "--max_length"
+    "give --max_tokens_per_forward N (lower, if it was given; not with DeepSpeed), "
+    "--gradient_checkpointing, a lower --per_device_train_batch_size with as much more "
+    "--gradient_accumulation_steps, a lower --per_device_eval_batch_size (the run then resumes), "
+    "or another --output_dir with a lower --max_length"
 )
-
-
-def main(argv=None) -> int:
-    return fine_tune(parse(Config, argv))
-
-
-def fine_tune(config: Config) -> int:
-    """The exit status: 0, or 128 + the signal that asked the run to stop."""
-    own = config.validation_dataset
-    config = dataclasses.replace(
-        config, dataset=full_path(config.dataset), validation_dataset=own and full_path(own)
-    )
-    accelerator = make_accelerator(config)
-    with contextlib.ExitStack() as held:
-        # The main process holds the lock until the run has ended.
-        on_main(lambda: held.enter_context(lock_folder(Path(config.output_dir))))
-        run = start_or_resume(config, accelerator)
-        if run.finished:
-            run.monitor.say(f"{run.output} holds a finished run; --overwrite starts anew")
-        else:
-            number = train_until_stopped(run)
-            if number:
-                return 128 + number
-        conclude(run)
-    return 0
-
-
-def train_until_stopped(run: Run) -> int:
-    """Train to the end (0), or until a signal asks to stop (its number), with `last/` saved."""
-    for line in (*run.notes, describe_start(run)):
-        run.monitor.say(line)
-    with run.monitor.watch(run), run.stop:
-        try:
-            train(run)
-        except Stopped as stopped:
-            checkpoint.save_last(run)
-            run.monitor.say(f"stopped at step {run.progress.step}; to resume, {RUN_AGAIN}")
-            return stopped.signal
-    return 0
 
 
 def conclude(run: Run) -> None:
@@ -390,6 +367,48 @@ def conclude(run: Run) -> None:
         for name in ("best", "last"):
             remove_copies(run.output / name)
     run.monitor.say(describe_end(run))
+
+
+def main(argv=None) -> int:
+    return fine_tune(parse(Config, argv))
+
+
+def fine_tune(config: Config, set_up=set_up, train=train, conclude=conclude) -> int:
+    """The exit status: 0, or 128 + the signal that asked the run to stop.
+
+    A recipe of another objective gives functions of its own for the last three.
+    """
+    own = config.validation_dataset
+    config = dataclasses.replace(
+        config, dataset=full_path(config.dataset), validation_dataset=own and full_path(own)
+    )
+    accelerator = make_accelerator(config)
+    with contextlib.ExitStack() as held:
+        # The main process holds the lock until the run has ended.
+        on_main(lambda: held.enter_context(lock_folder(Path(config.output_dir))))
+        run = start_or_resume(config, accelerator, set_up)
+        if run.finished:
+            run.monitor.say(f"{run.output} holds a finished run; --overwrite starts anew")
+        else:
+            number = train_until_stopped(run, train)
+            if number:
+                return 128 + number
+        conclude(run)
+    return 0
+
+
+def train_until_stopped(run: Run, train=train) -> int:
+    """Train to the end (0), or until a signal asks to stop (its number), with `last/` saved."""
+    for line in (*run.notes, describe_start(run)):
+        run.monitor.say(line)
+    with run.monitor.watch(run), run.stop:
+        try:
+            train(run)
+        except Stopped as stopped:
+            checkpoint.save_last(run)
+            run.monitor.say(f"stopped at step {run.progress.step}; to resume, {RUN_AGAIN}")
+            return stopped.signal
+    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class Damaged(Exception):
     """A folder that is not what was written: missing, torn, truncated or altered."""
 
 
+class Busy(UserError):
+    """Another process trains in a folder."""
+
+
 def spare_of(folder: Path) -> Path:
     """The other copy, beside `folder`: the previous one, or the next while it is written."""
     return folder.resolve().with_name(f".{folder.resolve().name}.spare")
@@ -222,7 +226,7 @@ def lock_folder(folder: Path):
             file = path.open("a+", encoding="utf-8")
     except BlockingIOError:
         file.seek(0)
-        raise UserError(
+        raise Busy(
             f"--output_dir {folder}: {file.read() or 'another process'} trains there; "
             "give another folder, or let it end"
         ) from None

@@ -26,6 +26,10 @@ from runtime.notes import largest_class
 from runtime.tables import column
 
 
+class Diverged(UserError):
+    """A loss, a gradient or a weight is no longer finite."""
+
+
 class Monitor:
     """Sums of the steps since the last scalars, and what is made of them.
 
@@ -102,7 +106,7 @@ class Monitor:
         scaler = accelerator.scaler
         overflow = scaler.get_scale() < 1e-4 if scaler else sums[:, 2].any()
         if overflow or not sums.isfinite().all() or not weights.all():
-            raise UserError(
+            raise Diverged(
                 f"a loss, gradient or weight was NaN or infinite between steps "
                 f"{progress.window_start + 1} and {progress.step} of {self.total_steps}; last/ and "
                 f"best/ in {self.output} are of earlier steps; start anew, with --overwrite or in "

@@ -1,0 +1,120 @@
+"""Texts without labels: what teachers say of them, and which of them are learnt from.
+
+In: a data set without labels; classifiers as eval.py opens them. Out: files that train.py reads,
+with a probability of each class for these texts. Independent of: rounds, how a model is trained.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from runtime.draw import share_out
+from runtime.flags import UserError
+from runtime.splits import read_table
+from runtime.tables import LabelledTexts, find_text_columns, hash_texts, text_tuples
+
+PREFIX = "p_"  # of the columns of probabilities, as in eval.py --output
+
+Texts = list[tuple[str, ...]]
+
+
+def read_unlabelled(config, known: list[np.ndarray], say) -> Iterator[Texts]:
+    """The texts of --unlabelled, a thousand at a time: each once, and none that is empty, known
+    (by its hash) or in the test split."""
+    split = config.unlabelled_split
+    table = read_table(config.unlabelled, split, flag="--unlabelled", choices="--unlabelled_split")
+    columns = find_text_columns(table, config.text_column)
+    known = np.concatenate([*known, hash_test_split(config, say)])
+    total = left = 0
+    for _, _, chunk in table.chunks(columns):
+        texts = text_tuples(chunk, columns)
+        hashes = hash_texts(texts)
+        _, first = np.unique(hashes, return_index=True)
+        new = set(first.tolist()) - set(np.flatnonzero(np.isin(hashes, known)).tolist())
+        known = np.concatenate([known, hashes])
+        chosen = [texts[row] for row in sorted(new) if any(map(str.strip, texts[row]))]
+        total, left = total + len(texts), left + len(chosen)
+        if chosen:
+            yield chosen
+    say(
+        f"{left:,} of {total:,} texts without labels are labelled; the others are empty, there "
+        "twice, or among the texts to train on, to validate on or to test on"
+    )
+
+
+def hash_test_split(config, say) -> np.ndarray:
+    """Of its texts, not of its labels: what is tested on must not be learnt from."""
+    if Path(config.dataset).is_file():  # which has no splits
+        return np.array([], "<u8")
+    source = config.dataset_config_name, config.dataset_revision
+    try:
+        table = read_table(config.dataset, config.test_split, *source, choices="--test_split")
+        columns = find_text_columns(table, config.text_column)
+        hashes = [hash_texts(text_tuples(chunk, columns)) for _, _, chunk in table.chunks(columns)]
+    except UserError as error:
+        say(f"warning: no text of a test split is left out ({error.args[0]})")
+        return np.array([], "<u8")
+    return np.concatenate(hashes)
+
+
+def label_texts(chunks: Iterable[Texts], classifiers: list, names: list[str]):
+    """(The texts; (texts, classes) the mean of the probabilities that the classifiers give.)"""
+    all_texts, shares = [], []
+    for texts in chunks:
+        each = []
+        for classifier in classifiers:
+            own = classifier.logits(classifier.encode(texts)).double().softmax(-1).numpy()
+            each.append(own[:, [classifier.names.index(name) for name in names]])
+        all_texts += texts
+        shares.append(np.mean(each, axis=0))
+    return all_texts, np.concatenate(shares) if shares else np.zeros((0, len(names)))
+
+
+def choose_balanced(
+    shares: np.ndarray, of_labelled: np.ndarray, least: float, most: int | None
+) -> np.ndarray:
+    """Rows to learn from, ascending: of each class the surest, in the proportions of the labelled
+    texts, as many as these allow.
+
+    A model that leans to a class would otherwise teach its successor to lean further.
+
+    Args:
+        of_labelled: (classes,) how many labelled texts each has.
+        least: the probability of the likeliest class that a text must have.
+    """
+    labels, top = shares.argmax(1), shares.max(1)
+    sure = np.bincount(labels[top >= least], minlength=len(of_labelled))
+    there = of_labelled > 0
+    total = int(min(sure[there] * of_labelled.sum() // of_labelled[there]))
+    quota = np.minimum(share_out(of_labelled, min(total, most or total)), sure)
+    surest = np.argsort(-top, kind="stable")
+    rows = [surest[labels[surest] == label][:count] for label, count in enumerate(quota)]
+    return np.sort(np.concatenate(rows))
+
+
+def write_data(folder: Path, config, labelled, validation, texts: Texts, shares) -> None:
+    """`folder`/train.parquet, the labelled texts and then the others, and validation.parquet."""
+    names = labelled.names
+    labels = [names[label] for label in shares.argmax(1)]
+    added = make_table(texts, labels, shares, labelled, config)
+    pq.write_table(pa.concat_tables([table_of(labelled, config), added]), folder / "train.parquet")
+    pq.write_table(table_of(validation, config), folder / "validation.parquet")
+
+
+def table_of(side: LabelledTexts, config) -> pa.Table:
+    texts = [text for chunk in side.chunks() for text in chunk]
+    labels = [side.names[label] for label in side.labels]
+    none = np.full((len(texts), len(side.names)), np.nan)
+    return make_table(texts, labels, none, side, config)
+
+
+def make_table(texts: Texts, labels: list[str], shares, side: LabelledTexts, config) -> pa.Table:
+    columns = dict(zip(side.text_columns, zip(*texts, strict=True), strict=True))
+    columns = {name: pa.array(cells, pa.string()) for name, cells in columns.items()}
+    columns[config.label_column] = pa.array(labels, pa.string())
+    for name, cells in zip(side.names, shares.T, strict=True):
+        columns[f"{PREFIX}{name}"] = pa.array(cells, pa.float64())
+    return pa.table(columns)

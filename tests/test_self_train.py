@@ -1,0 +1,148 @@
+"""recipes/self_train.py: learning from texts that a model has labelled."""
+
+import csv
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_rows, write_csv
+from events import dying_at
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loop import assert_same_bits
+
+import eval as evaluation
+from recipes import self_train
+from recipes.pseudo_labels import choose_balanced
+from runtime.flags import UserError
+from runtime.seen import read_seen
+from runtime.tables import hash_texts
+
+SMALL = {
+    "max_length": 32,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 5e-3,
+    "max_steps": 60,
+    "validate_steps": 20,
+    "save_steps": 8,
+    "eval_steps": 20,
+    "eval_samples": 20,
+    "num_threads": 1,
+    "max_save_share": 1.0,
+    "max_train_samples": 40,
+    "min_probability": 0.55,
+}
+
+
+@pytest.fixture
+def command(tiny, corpus, tmp_path):
+    """command(flag=value, ...) runs the recipe with 40 labels; returns its folder."""
+    rows = [(text, "") for text, _ in make_rows(80, seed=9)]
+    more = write_csv(tmp_path / "more.csv", rows)
+
+    def run(**flags):
+        given = {"model": tiny, "dataset": corpus, "unlabelled": more}
+        given |= SMALL | {"output_dir": tmp_path / "out"} | flags
+        teachers = [f"--teacher={folder}" for folder in given.pop("teachers", ())]
+        words = [f"--{name}={value}" for name, value in given.items()]
+        assert self_train.main([*words, *teachers]) == 0
+        return given["output_dir"]
+
+    return run
+
+
+@given(
+    st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), max_size=60),
+    st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any),
+    st.floats(0.34, 0.9),
+    st.none() | st.integers(1, 20),
+)
+def test_of_each_class_the_surest_are_learnt_from_in_the_proportions_of_the_labels(
+    rows, of_labelled, least, most
+):
+    """Red: `least` ignored; the least sure; all of the most frequent class."""
+    shares = np.array(rows, dtype=float).reshape(-1, 3)
+    shares /= shares.sum(1, keepdims=True)
+    of_labelled = np.array(of_labelled)
+    chosen = choose_balanced(shares, of_labelled, least, most)
+    labels, top = shares.argmax(1), shares.max(1)
+    assert len(set(chosen.tolist())) == len(chosen) <= (most or len(rows))
+    assert (top[chosen] >= least).all()
+    count = np.bincount(labels[chosen], minlength=3)
+    expected = of_labelled / of_labelled.sum() * len(chosen)
+    assert (np.abs(count - expected) <= 1 + 3 * (len(chosen) > 0)).all()
+    for label in range(3):
+        left = np.setdiff1d(np.flatnonzero(labels == label), chosen)
+        own = chosen[labels[chosen] == label]
+        assert not len(own) or not len(left) or top[own].min() >= top[left].max()
+
+
+def test_a_round_learns_from_the_mean_of_what_its_teachers_say(command, tmp_path):
+    """As eval.py says it, beside the labelled texts, of each class as many. Red: the classes in
+    the order of the teacher; the labelled texts left out; one teacher alone."""
+    teachers = [
+        command(output_dir=tmp_path / f"{seed}", seed=seed) / "round_0" / "best" for seed in (1, 2)
+    ]
+    both = command(output_dir=tmp_path / "both", teachers=teachers)
+    assert not (both / "round_0").exists()
+    table = pq.read_table(both / "round_1" / "data" / "train.parquet").to_pylist()
+    labelled, added = table[:40], table[40:]
+    assert all(np.isnan(row["p_negative"]) for row in labelled)
+    said = []
+    for number, best in enumerate(teachers):
+        written = tmp_path / f"said_{number}.csv"
+        given = [f"--input={tmp_path / 'more.csv'}", f"--output={written}", "--num_threads=1"]
+        evaluation.main([f"--ckpt={best}", *given])
+        with written.open(newline="") as file:
+            said.append({row["text"]: row for row in csv.DictReader(file)})
+    assert len(added) > 10
+    for row in added:
+        shares = {
+            name: np.mean([float(one[row["text"]][f"p_{name}"]) for one in said])
+            for name in ("negative", "positive")
+        }
+        assert row["label"] == max(shares, key=shares.get)
+        for name, share in shares.items():
+            assert row[f"p_{name}"] == pytest.approx(share, rel=1e-4)
+    classes = [row["label"] for row in added]
+    assert classes.count("negative") == classes.count("positive")
+
+
+def test_neither_validation_nor_test_texts_are_learnt_from(command, tmp_path):
+    """Where they stand among those without labels. Red: hash_test_split empty; `known` empty."""
+    rows = make_rows(150, seed=1) + make_rows(61, seed=2) + make_rows(60, seed=9)
+    more = write_csv(tmp_path / "all.csv", [(text, "") for text, _ in [*rows, *rows, ("", "")]])
+    out = command(unlabelled=more)
+    first, second = (read_seen(out / f"round_{number}" / "best") for number in (0, 1))
+    assert set(first.validation) == set(second.validation)
+    test = hash_texts([(text,) for text, _ in make_rows(61, seed=2)])
+    assert not np.isin(second.training, np.concatenate([test, first.validation])).any()
+    assert len(set(second.training.tolist())) == len(second.training) > 40
+
+
+def test_rounds_that_are_killed_end_in_the_same_bits(command, tmp_path):
+    """In the first round, in the second, and between. Red: the data of a round written anew by
+    the model of the resumed one; a random order of the unlabelled texts."""
+    whole = command(output_dir=tmp_path / "whole", rounds=2)
+    for step in (5, 33):
+        with dying_at(step):
+            command(rounds=2)
+    command(rounds=1)
+    with dying_at(9):
+        command(rounds=2)
+    resumed = command(rounds=2)
+    for number in (0, 1, 2):
+        assert_same_bits(whole / f"round_{number}", resumed / f"round_{number}")
+
+
+def test_a_round_of_other_flags_is_not_gone_on_with(command):
+    """Red: `about` without the flags."""
+    command()
+    with pytest.raises(UserError, match="was made with other min_probability"):
+        command(min_probability=0.6)
+
+
+def test_no_text_that_is_sure_enough_is_a_line(command):
+    """Red: the check of `rows` left out."""
+    with pytest.raises(UserError, match=r"--min_probability 1\.0: of at least one class"):
+        command(min_probability=1.0)
