@@ -732,7 +732,8 @@ MODELS = [
     one(
         "passes smaller than a text",
         ["--max_length=16", "--max_tokens_per_forward=15"],
-        "--max_tokens_per_forward 15: one text may have --max_length 16 tokens; give that or more",
+        "--max_tokens_per_forward 15: the longest training text has 16 tokens; give as many, or "
+        "more",
     ),
     one(
         "model missing",
@@ -1155,6 +1156,13 @@ EVAL = [
         ["--text=w1", "--min_probability=stored"],
         "--min_probability stored: <tmp>/best has none; give a number, or store one with "
         "--thresholds --store_threshold",
+        {"best/x": "mine"},
+    ),
+    one(
+        "a stored threshold for whole texts",
+        ["--text=w1", "--min_probability=stored", "--long=window"],
+        "--min_probability stored: was chosen for cut texts, not for --long window; give a "
+        "probability",
         {"best/x": "mine"},
     ),
     one(

@@ -21,9 +21,21 @@ RUNTIME = [
     "tokenizer",
     "hub",
     "last_layer",
+    "dropout",
     "probe",
 ]
-RUNTIME += ["tables", "heads", "seen", "notes", "draw", "splits", "cache", "processes", "deepspeed"]
+RUNTIME += [
+    "tables",
+    "soft",
+    "heads",
+    "seen",
+    "notes",
+    "draw",
+    "splits",
+    "cache",
+    "processes",
+    "deepspeed",
+]
 RUNTIME += ["intervals", "card", "engines", "checkpoint", "board", "monitor"]
 REPORT = [
     "files",
@@ -35,7 +47,7 @@ REPORT = [
     "calibration",
     "comparison",
 ]
-REPORT += ["thresholds", "texts", "rivals", "look", "plots", "history", "page"]
+REPORT += ["windows", "thresholds", "texts", "rivals", "look", "plots", "history", "page"]
 # In the order of imports: each may import those before it. train does not import eval, nor report.
 HOUSE = [f"runtime.{name}" for name in RUNTIME] + ["config", "model"]
 HOUSE += [f"report.{name}" for name in REPORT] + ["data", "eval", "train"]
