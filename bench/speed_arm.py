@@ -308,6 +308,12 @@ def unfuse_adamw() -> None:
     torch.optim.AdamW = lambda *given, **options: fused(*given, **options | {"fused": False})
 
 
+def draw_as_torch() -> None:
+    import model
+
+    model.draw_faster = lambda model: None
+
+
 def always_mask() -> None:
     from data import Collator
 
@@ -344,6 +350,7 @@ ABLATIONS = {  # one feature off at a time, and once two that act on one another
         ours, attention_dropout=0.1, ablate=give_memory_back
     ),
     "ours, AdamW not fused": partial(ours, ablate=unfuse_adamw),
+    "ours, dropout as torch draws it": partial(ours, ablate=draw_as_torch),
     "ours, mask always": partial(ours, ablate=always_mask),
 }
 
