@@ -68,20 +68,22 @@ class Splits:
 
 def load_splits(config, tokenizer) -> Splits:
     train, validation, notes = choose_texts(config)
+    if config.soft_labels:  # before the long work
+        soft = read_soft_labels(train, config.soft_labels)
+        notes.append(describe_soft(soft, config.soft_labels))
     ids = [
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)
     ]
     if config.soft_labels:
-        soft = read_soft_labels(train, config.soft_labels)
         ids[0] = ids[0].add_column("soft", list(soft))
-        notes.append(describe_soft(soft, config.soft_labels))
     notes += describe_pairs(train.text_columns, tokenizer)
     pairs = len(train.text_columns) == 2
     notes += [describe_cut(*ids, config.max_length, pairs), describe_largest(ids[1], train.names)]
     counts = (column(ids[0], name).to_numpy() for name in ("unknown", "length"))
     notes += describe_unknown(*counts, f"the training texts (cut at {config.max_length})")
-    seen = what_model_has_seen(config).and_then(train, validation)
+    start, hashes = what_model_has_seen(config), (train.hashes, validation.hashes)
+    seen = start.and_then(*hashes, train.text_columns)
     return Splits(*ids, train.names, seen, notes)
 
 

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from data import BatchPlan, Collator
-from model import changed_fields
+from model import changed_fields, freeze_unused, recompute_layers
 from report.windows import count_special_tokens
+from runtime.dropout import draw_faster
 from runtime.flags import UserError
 from runtime.hub import load_pretrained, require_weights
+from runtime.probe import made_up_texts
 
 # The first part of the head, by its name in transformers' classes.
 HEADS = ("vocab_transform", "cls", "lm_head", "generator_predictions", "predictions", "head")
@@ -44,7 +46,7 @@ class MaskedWords(nn.Module):
         return self.model(**batch)
 
 
-def load_masked_words(config) -> tuple[MaskedWords, list[str]]:
+def load_masked_words(config, tokenizer) -> tuple[MaskedWords, list[str]]:
     """(`config.model`, lines for the user.) A head that its file lacks is drawn anew, from torch's
     global generator, with the token embeddings as its last matrix where the class ties them."""
     given = f"--model {config.model}"
@@ -60,7 +62,22 @@ def load_masked_words(config) -> tuple[MaskedWords, list[str]]:
     require_weights(model, report, given, new_head=True)
     new = sorted(report["missing_keys"])
     notes = [f"{given} has no head for masked words: {', '.join(new)} start anew"] if new else []
+    freeze_unused(model, made_up_texts(tokenizer)[1])
+    draw_faster(model)
+    if config.gradient_checkpointing:
+        recompute_layers(model, config.model)
     return MaskedWords(model, given), notes
+
+
+def read_pooler(config) -> dict[str, torch.Tensor]:
+    """The weights of BERT's pooler and its kin, by their names in a model with a head. A classifier
+    reads it, and no class for masked words has it."""
+    base, report = load_pretrained(
+        AutoModel, config.model, config.revision, dtype=torch.float32, output_loading_info=True
+    )
+    own = {name: w for name, w in base.state_dict().items() if name.startswith("pooler.")}
+    missing = any(name.startswith("pooler.") for name in report["missing_keys"])
+    return {} if missing else {f"{base.base_model_prefix}.{name}": w for name, w in own.items()}
 
 
 def hidden_counts(lengths: np.ndarray, tokenizer, share: float) -> np.ndarray:

@@ -35,6 +35,7 @@ class PretrainConfig(Config):
 # Flags of train.py that say something of classes or validation, of which there are none.
 NOT_HERE = ("keep_head", "class_weights", "label_smoothing_factor", "soft_labels", "last_layer")
 NOT_HERE += ("validate_steps", "metric_for_best_model", "early_stopping_patience", "torch_compile")
+NOT_HERE += ("eval_steps", "eval_samples", "per_device_eval_batch_size", "max_validation_samples")
 
 if __name__ == "__main__":
     GIVEN = parse_or_exit(PretrainConfig)  # before the imports below, which take seconds
@@ -45,16 +46,17 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
-from data import Splits, choose_texts, encode
+from data import Splits, choose_texts, encode, what_model_has_seen
 from model import load_tokenizer
-from recipes.masked_words import hidden_counts, load_masked_words, masked_batches
+from recipes.masked_words import hidden_counts, load_masked_words, masked_batches, read_pooler
 from recipes.pseudo_labels import read_unlabelled
 from runtime import checkpoint
+from runtime.draw import sample
 from runtime.engines import gather_weights
 from runtime.environment import describe_environment
-from runtime.folders import remove_copies, write_folder
+from runtime.folders import MANIFEST, remove_copies, write_folder
 from runtime.processes import on_main, one_goes_first, run_command
-from runtime.seen import Seen, write_seen
+from runtime.seen import write_seen
 from runtime.tables import hash_texts
 from train import IF_OUT_OF_MEMORY, Run, assemble, fine_tune, learning_rate, update
 
@@ -68,7 +70,7 @@ def set_up_masked(config: PretrainConfig, accelerator, settings: dict) -> Run:
             raise UserError(f"--model {config.model}: has no mask token; choose such as DistilBERT")
         splits = load_masked_splits(config, tokenizer, accelerator.print)
         torch.manual_seed(config.seed)  # for a new head
-        model, notes = load_masked_words(config)
+        model, notes = load_masked_words(config, tokenizer)
     splits.notes.extend(notes)
     run = assemble(config, accelerator, settings, environment, tokenizer, splits, model)
     run.text_weights = hidden_counts(run.plan.lengths, tokenizer, config.mask_probability)
@@ -78,14 +80,19 @@ def set_up_masked(config: PretrainConfig, accelerator, settings: dict) -> Run:
 
 def load_masked_splits(config, tokenizer, say) -> Splits:
     """Token ids of all texts to learn from; none to validate on."""
-    train, validation, _ = choose_texts(config)
-    known = [train.hashes, validation.hashes]
-    chunks = list(train.chunks())
+    train, validation, _ = choose_texts(dataclasses.replace(config, max_train_samples=None))
+    if len(train.text_columns) == 2:
+        raise UserError(f"--text_column {config.text_column}: give one column, not two")
+    learnt = sample(train, config.max_train_samples, config.validation_seed)
+    chunks, others = list(learnt.chunks()), []
     if config.unlabelled:
-        chunks += read_unlabelled(config, known, say)
-    ids = Dataset(pa.concat_tables(token_table(chunk, tokenizer, config) for chunk in chunks))
-    # A training that starts from this encoder keeps to the same sides.
-    seen = Seen(np.concatenate([hash_texts(chunk) for chunk in chunks]), validation.hashes)
+        others = list(read_unlabelled(config, [train.hashes, validation.hashes], say))
+    tables = (token_table(chunk, tokenizer, config) for chunk in [*chunks, *others])
+    ids = Dataset(pa.concat_tables(tables))
+    # All of `train`, so that a training that starts from this encoder keeps to the same sides.
+    hashes = np.concatenate([train.hashes, *map(hash_texts, others)])
+    start = what_model_has_seen(config)
+    seen = start.and_then(hashes, validation.hashes, train.text_columns)
     return Splits(ids, ids.select([]), ["hidden words"], seen, [])
 
 
@@ -116,6 +123,7 @@ def write_encoder(run: Run) -> None:
     weights = gather_weights(run.accelerator, run.model)
     model = run.accelerator.unwrap_model(run.model).model
     own = {name.removeprefix("model."): weight for name, weight in weights.items()}
+    own = read_pooler(run.config) | own
 
     def fill(folder: Path) -> None:
         model.save_pretrained(folder, state_dict=own)
@@ -133,6 +141,9 @@ def pretrain(config: PretrainConfig) -> int:
     changed = [name for name in NOT_HERE if getattr(config, name) != getattr(defaults, name)]
     if changed:
         raise UserError(*(f"--{name}: is for classes, not for masked words" for name in changed))
+    folder = Path(config.output_dir) / "encoder"
+    if folder.exists() and not (folder / MANIFEST).exists():
+        raise UserError(f"{folder}: is not of this recipe; give another --output_dir")
     return fine_tune(config, set_up_masked, learn_masked_words, write_encoder)
 
 

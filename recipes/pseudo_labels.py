@@ -4,15 +4,15 @@ In: a data set without labels; classifiers as eval.py opens them. Out: files tha
 with a probability of each class for these texts. Independent of: rounds, how a model is trained.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Value
 
 from runtime.draw import share_out
 from runtime.flags import UserError
+from runtime.formats import CHUNK
 from runtime.splits import read_table
 from runtime.tables import LabelledTexts, find_text_columns, hash_texts, text_tuples
 
@@ -40,17 +40,17 @@ def read_unlabelled(config, known: list[np.ndarray], say) -> Iterator[Texts]:
         if chosen:
             yield chosen
     say(
-        f"{left:,} of {total:,} texts without labels are labelled; the others are empty, there "
-        "twice, or among the texts to train on, to validate on or to test on"
+        f"{left:,} of {total:,} texts without labels are used; the others are empty, there twice, "
+        "or among the texts to train on, to validate on or to test on"
     )
 
 
 def hash_test_split(config, say) -> np.ndarray:
     """Of its texts, not of its labels: what is tested on must not be learnt from."""
-    if Path(config.dataset).is_file():  # which has no splits
-        return np.array([], "<u8")
     source = config.dataset_config_name, config.dataset_revision
     try:
+        if Path(config.dataset).is_file():
+            raise UserError(f"--dataset {config.dataset} is one file, without a test split")
         table = read_table(config.dataset, config.test_split, *source, choices="--test_split")
         columns = find_text_columns(table, config.text_column)
         hashes = [hash_texts(text_tuples(chunk, columns)) for _, _, chunk in table.chunks(columns)]
@@ -60,17 +60,16 @@ def hash_test_split(config, say) -> np.ndarray:
     return np.concatenate(hashes)
 
 
-def label_texts(chunks: Iterable[Texts], classifiers: list, names: list[str]):
-    """(The texts; (texts, classes) the mean of the probabilities that the classifiers give.)"""
-    all_texts, shares = [], []
-    for texts in chunks:
-        each = []
+def label_texts(texts: Texts, classifiers: list, names: list[str]) -> np.ndarray:
+    """(texts, classes) the mean of the probabilities that the classifiers give."""
+    shares = [np.zeros((0, len(names)))]
+    for start in range(0, len(texts), CHUNK):
+        chunk, each = texts[start : start + CHUNK], []
         for classifier in classifiers:
-            own = classifier.logits(classifier.encode(texts)).double().softmax(-1).numpy()
+            own = classifier.logits(classifier.encode(chunk)).double().softmax(-1).numpy()
             each.append(own[:, [classifier.names.index(name) for name in names]])
-        all_texts += texts
         shares.append(np.mean(each, axis=0))
-    return all_texts, np.concatenate(shares) if shares else np.zeros((0, len(names)))
+    return np.concatenate(shares)
 
 
 def choose_balanced(
@@ -97,24 +96,21 @@ def choose_balanced(
 
 def write_data(folder: Path, config, labelled, validation, texts: Texts, shares) -> None:
     """`folder`/train.parquet, the labelled texts and then the others, and validation.parquet."""
-    names = labelled.names
-    labels = [names[label] for label in shares.argmax(1)]
-    added = make_table(texts, labels, shares, labelled, config)
-    pq.write_table(pa.concat_tables([table_of(labelled, config), added]), folder / "train.parquet")
-    pq.write_table(table_of(validation, config), folder / "validation.parquet")
+    for name, side in ("train", labelled), ("validation", validation):
+        rows = [text for chunk in side.chunks() for text in chunk]
+        none = np.full((len(rows), len(side.names)), np.nan)
+        labels = side.labels
+        if name == "train":
+            rows, labels = rows + texts, np.concatenate([labels, shares.argmax(1)])
+            none = np.concatenate([none, shares])
+        make_rows(side, rows, labels, none, config).to_parquet(str(folder / f"{name}.parquet"))
 
 
-def table_of(side: LabelledTexts, config) -> pa.Table:
-    texts = [text for chunk in side.chunks() for text in chunk]
-    labels = [side.names[label] for label in side.labels]
-    none = np.full((len(texts), len(side.names)), np.nan)
-    return make_table(texts, labels, none, side, config)
-
-
-def make_table(texts: Texts, labels: list[str], shares, side: LabelledTexts, config) -> pa.Table:
+def make_rows(side: LabelledTexts, texts: Texts, labels, shares, config) -> Dataset:
+    """With all classes in the order of `side`, also those of which no text is there."""
     columns = dict(zip(side.text_columns, zip(*texts, strict=True), strict=True))
-    columns = {name: pa.array(cells, pa.string()) for name, cells in columns.items()}
-    columns[config.label_column] = pa.array(labels, pa.string())
+    kinds = dict.fromkeys(columns, Value("string"))
+    columns[config.label_column], kinds[config.label_column] = labels, ClassLabel(names=side.names)
     for name, cells in zip(side.names, shares.T, strict=True):
-        columns[f"{PREFIX}{name}"] = pa.array(cells, pa.float64())
-    return pa.table(columns)
+        columns[f"{PREFIX}{name}"], kinds[f"{PREFIX}{name}"] = cells, Value("float64")
+    return Dataset.from_dict(columns, features=Features(kinds))

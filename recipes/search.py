@@ -16,7 +16,7 @@ parallel.html, importances.html, the best command line. Independent of: the test
 
 import dataclasses
 import importlib.util
-import json
+import os
 import sys
 from pathlib import Path
 
@@ -38,77 +38,41 @@ class SearchConfig(Config):
 if __name__ == "__main__":
     GIVEN = parse_or_exit(SearchConfig)  # before the imports below, which take seconds
 
-from accelerate.state import AcceleratorState
-
-from runtime.folders import Busy, remove_folder
-from runtime.monitor import Diverged
+from runtime.folders import Busy
 from runtime.processes import run_command
-from train import IF_OUT_OF_MEMORY, fine_tune, train
+from train import IF_OUT_OF_MEMORY
 
 SPACE = ("learning_rate=1e-5..3e-4", "warmup_steps=0.0..0.2", "weight_decay=0.0..0.1")
-MISSING = "optuna and plotly are needed; pip install -r requirements-search.txt"
-
-
-class Pruned(Exception):
-    """A trial is behind the others."""
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
 def search(config: SearchConfig) -> int:
     """The exit status: 0, or that of the trial that was stopped."""
     if not all(map(importlib.util.find_spec, ("optuna", "plotly"))):
-        raise UserError(MISSING)
-    from recipes.study import draw_values, next_trial, open_study, read_range, report
+        raise UserError("optuna and plotly are missing; pip install -r requirements-search.txt")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a search runs in one process; start it again in each further terminal")
+    if config.overwrite:
+        raise UserError("--overwrite: is not for a search; give another --output_dir")
+    from recipes.study import draw_values, next_trial, open_study, read_ranges, report
+    from recipes.trial import run_trial
 
-    space = dict(map(read_range, config.space or SPACE))
-    study, busy = open_study(config, space), set()
+    space = read_ranges(config.space or SPACE, FIELDS)
+    flags = {name: getattr(config, name) for name in FIELDS if name != "output_dir"}
+    fixed = {n: flags[n] for n in flags if FIELDS[n].metadata["changes_result"] or n in BATCH}
+    shown = {"space": [f"{name}: {of}" for name, of in space.items()], "prune": config.prune}
+    study, busy = open_study(config, fixed | shown), set()
     while (trial := next_trial(study, config.trials, busy)) is not None:
+        folder = Path(config.output_dir) / f"trial_{trial.number}"
+        values = flags | draw_values(trial, space, config.seed)
         try:
-            values = draw_values(trial, space, config.seed)
-            if status := run_trial(trial, config, values):
+            if status := run_trial(trial, Config(**values | {"output_dir": str(folder)})):
                 return status
         except Busy:  # in another terminal
             busy.add(trial.number)
-    report(study, config)
+    report(study, config, {n: v for n, v in flags.items() if v != getattr(Config(), n)})
     return 0
-
-
-def run_trial(trial, config: SearchConfig, values: dict) -> int:
-    """The exit status of train.py. Unless it was stopped, the study has what came of it."""
-    from optuna.trial import TrialState
-
-    folder = Path(config.output_dir) / f"trial_{trial.number}"
-    flags = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    flags |= values | {"output_dir": str(folder)}
-    AcceleratorState._reset_state()  # each trial has an Accelerator of its own
-    value, state = None, None
-    try:
-        if status := fine_tune(Config(**flags), train=lambda run: train_and_tell(run, trial)):
-            return status
-        best = json.loads((folder / "best" / "validation.json").read_text(encoding="utf-8"))
-        value = best[config.metric_for_best_model]
-    except Pruned:
-        state = TrialState.PRUNED
-    except Diverged as error:
-        print(f"trial {trial.number}: {error.args[0]}")
-        state = TrialState.FAIL
-    trial.study.tell(trial.number, value, state)
-    remove_folder(folder / "last")  # twice the room of best/, and nothing is left to resume
-    return 0
-
-
-def train_and_tell(run, trial) -> None:
-    """`train`, and each validation into the study. Raises `Pruned` if that is the trial's end."""
-    write, metric = run.monitor.write_scores, run.config.metric_for_best_model
-
-    def tell(name: str, scores, step: int) -> None:
-        write(name, scores, step)
-        if name == "eval":
-            trial.report(getattr(scores, metric), step)
-            if trial.should_prune():
-                raise Pruned
-
-    run.monitor.write_scores = tell
-    train(run)
 
 
 def main(argv=None) -> int:

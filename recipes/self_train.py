@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import Config, EvalConfig
+from config import Config
 from runtime.flags import ABOVE_0_UP_TO_1, AT_LEAST_1, UserError, flag, parse, parse_or_exit
 
 
@@ -38,18 +38,11 @@ class SelfTrainConfig(Config):
 if __name__ == "__main__":
     GIVEN = parse_or_exit(SelfTrainConfig)  # before the imports below, which take seconds
 
-import hashlib
-import json
-
-import numpy as np
 from accelerate.state import AcceleratorState
 
-from data import choose_texts
-from eval import Classifier, open_classifier
-from recipes.pseudo_labels import PREFIX, choose_balanced, label_texts, read_unlabelled, write_data
-from runtime.folders import newest_whole, write_folder
-from runtime.processes import on_main, run_command
-from runtime.tables import LabelledTexts
+from recipes.pseudo_labels import PREFIX
+from recipes.round_data import make_data, read_texts
+from runtime.processes import run_command
 from train import IF_OUT_OF_MEMORY, fine_tune
 
 OF_TRAINING = {field.name for field in dataclasses.fields(Config)}
@@ -59,14 +52,15 @@ def self_train(config: SelfTrainConfig) -> int:
     """The exit status: 0, or that of the round that was stopped."""
     if not config.unlabelled:
         raise UserError("--unlabelled: is missing; give texts without labels")
-    labelled, validation, _ = choose_texts(config)
+    if config.soft_labels or config.overwrite:
+        raise UserError("--soft_labels and --overwrite: are not for self-training; leave them out")
+    given, teachers = read_texts(config), config.teacher
     first = Config(**{name: getattr(config, name) for name in OF_TRAINING})
-    teachers = config.teacher
     for number in range(bool(teachers), config.rounds + 1):
         folder = Path(config.output_dir) / f"round_{number}"
         own = {"output_dir": str(folder)}
         if number:
-            make_data(folder / "data", config, teachers, labelled, validation)
+            make_data(folder / "data", config, teachers, given)
             own |= flags_for(folder / "data")
         AcceleratorState._reset_state()  # each model has an Accelerator of its own
         if status := fine_tune(dataclasses.replace(first, **own)):
@@ -82,64 +76,9 @@ def flags_for(data: Path) -> dict:
     return dict.fromkeys(none) | {
         "dataset": str(data / "train.parquet"),
         "validation_dataset": str(data / "validation.parquet"),
+        "train_split": "train",
         "soft_labels": PREFIX,
     }
-
-
-def make_data(data: Path, config, teachers, labelled: LabelledTexts, validation) -> None:
-    """The texts of a round in the folder `data`, unless they are there.
-
-    Raises `UserError` if those were made of others, or by other teachers.
-    """
-    AcceleratorState._reset_state()
-    asked = [EvalConfig(ckpt=ckpt, num_threads=config.num_threads) for ckpt in teachers]
-    classifiers = [open_classifier(each, flag="--teacher") for each in asked]
-    about = describe(config, classifiers, labelled, validation)
-    if on_main(lambda: is_made(data, about)):
-        return
-    say = classifiers[0].accelerator.print
-    for each in classifiers:
-        if sorted(each.names) != sorted(labelled.names):
-            raise UserError(f"--teacher {each.name}: has other classes than --dataset; give one")
-    known = [labelled.hashes, validation.hashes]
-    texts, shares = label_texts(read_unlabelled(config, known, say), classifiers, labelled.names)
-    counts = np.bincount(labelled.labels, minlength=len(labelled.names))
-    rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)
-    if not len(rows):
-        raise UserError(
-            f"--min_probability {config.min_probability}: of at least one class no unlabelled text "
-            "has as much; give less, or a better teacher"
-        )
-    say(f"{len(rows):,} of them are learnt from, {len(labelled):,} have labels; written to {data}")
-
-    def fill(folder: Path) -> None:
-        write_data(folder, config, labelled, validation, [texts[row] for row in rows], shares[rows])
-        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-
-    on_main(lambda: write_folder(data, fill))
-
-
-def describe(config, classifiers: list[Classifier], labelled, validation) -> dict:
-    """What decides the texts of a round."""
-    own = {field.name for field in dataclasses.fields(config)} - OF_TRAINING - {"rounds", "teacher"}
-    sides = {
-        name: hashlib.sha256(side.hashes.tobytes() + side.labels.tobytes()).hexdigest()
-        for name, side in (("labelled", labelled), ("validation", validation))
-    }
-    teachers = {"teachers": [classifier.checksum for classifier in classifiers]}
-    return {name: getattr(config, name) for name in sorted(own)} | sides | teachers
-
-
-def is_made(data: Path, about: dict) -> bool:
-    data.parent.mkdir(parents=True, exist_ok=True)
-    if not newest_whole(data):
-        return False
-    there = json.loads((data / "about.json").read_text(encoding="utf-8"))
-    if differs := [name for name in about if there.get(name) != about[name]]:
-        raise UserError(
-            f"{data}: was made with other {', '.join(differs)}; give another --output_dir"
-        )
-    return True
 
 
 def main(argv=None) -> int:

@@ -4,7 +4,6 @@ In: ranges of flags; the folder of a search. Out: values for a trial; a report a
 Independent of: how a trial is run.
 """
 
-import dataclasses
 import shlex
 from pathlib import Path
 
@@ -12,64 +11,100 @@ import optuna
 from optuna import visualization
 from optuna.trial import Trial, TrialState
 
-from config import Config
 from runtime.flags import UserError, convert
 
-OF_TRAINING = {field.name: field for field in dataclasses.fields(Config)}
+# Flags that may differ between trials whose validations are compared: those of what is learnt, and
+# how; not those of the texts, of the metric, or of the machine.
+SEARCHED = ("model", "revision", "max_length", "truncation", "attention_dropout", "dropout")
+SEARCHED += ("num_train_epochs", "max_steps", "per_device_train_batch_size", "learning_rate")
+SEARCHED += ("gradient_accumulation_steps", "train_sampling_strategy", "lr_scheduler_type")
+SEARCHED += ("warmup_steps", "class_weights", "label_smoothing_factor", "weight_decay")
+SEARCHED += ("max_grad_norm", "seed")
 STATES = {
     "finished": TrialState.COMPLETE,
     "ended early": TrialState.PRUNED,
-    "diverged": TrialState.FAIL,
+    "failed": TrialState.FAIL,
     "running": TrialState.RUNNING,
+}
+PAGES = {
+    "parallel.html": visualization.plot_parallel_coordinate,
+    "importances.html": visualization.plot_param_importances,
 }
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def read_range(text: str):
-    """(The flag, Optuna's distribution.) Raises `UserError` unless train.py takes the values."""
+def read_ranges(texts, fields: dict) -> dict:
+    """Optuna's distribution of each flag. Raises `UserError` for a flag that is there twice."""
+    ranges = [read_range(text, fields) for text in texts]
+    names = [name for name, _ in ranges]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--space {twice[0]}=...: given twice; give it once")
+    return dict(ranges)
+
+
+def read_range(text: str, fields: dict):
+    """(The flag, its distribution.) Raises `UserError` unless train.py takes the values, which is
+    tried at the ends and in between."""
     name, _, values = text.partition("=")
-    field = OF_TRAINING.get(name)
-    if field is None or name == "output_dir" or not values:
-        raise UserError(f"--space {text}: give FLAG=LOW..HIGH or FLAG=A,B,C, of a flag of train.py")
+    if name not in SEARCHED or not values:
+        raise UserError(
+            f"--space {text}: give FLAG=LOW..HIGH or FLAG=A,B,C, of {', '.join(SEARCHED)}"
+        )
     low, dots, high = values.partition("..")
     try:
-        ends = [convert(field, value) for value in ((low, high) if dots else values.split(","))]
+        ends = [
+            convert(fields[name], value) for value in ((low, high) if dots else values.split(","))
+        ]
+        if not dots:
+            return name, optuna.distributions.CategoricalDistribution(ends)
+        if isinstance(ends[0], (bool, str)) or not ends[0] < ends[1]:
+            raise ValueError("two numbers, the lower one first, or a list")
+        if all(isinstance(end, int) for end in ends):
+            return name, optuna.distributions.IntDistribution(*ends, log=ends[0] > 0)
+        for share in (0.3719, 0.618):  # --warmup_steps takes 0.1 and 10, but not 3.719
+            convert(fields[name], ends[0] + share * (ends[1] - ends[0]))
     except ValueError as error:
-        raise UserError(f"--space {text}: --{name} takes {error}") from None
-    if not dots:
-        return name, optuna.distributions.CategoricalDistribution(ends)
-    if isinstance(ends[0], (bool, str)) or not ends[0] < ends[1]:
-        raise UserError(f"--space {text}: give two numbers, the lower one first, or a list")
-    whole = all(isinstance(end, int) for end in ends)
-    kind = optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution
-    return name, kind(*ends, log=ends[0] > 0)
+        raise UserError(f"--space {text}: give {error}") from None
+    return name, optuna.distributions.FloatDistribution(*ends, log=ends[0] > 0)
 
 
-def open_study(config, space: dict):
-    """A new study, or the one in --output_dir. Raises `UserError` if that had other flags."""
+def open_study(config, about: dict):
+    """A new study, or the one in --output_dir. Raises `UserError` if that had other flags, or if
+    what is there is not of a search."""
     output = Path(config.output_dir).resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    about = {
-        name: getattr(config, name)
-        for name, field in OF_TRAINING.items()
-        if field.metadata["changes_result"]
-    }
-    about |= {"space": {name: repr(of) for name, of in space.items()}, "prune": config.prune}
+    file = output / "study.db"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        new = not file.exists()
+        if new and (there := [name for name in PAGES if (output / name).exists()]):
+            raise UserError(f"--output_dir {output}: holds {there[0]} already; give another folder")
+        file.open("ab").close()
+    except OSError as error:
+        raise UserError(f"--output_dir {output}: {error.strerror}; give another folder") from None
+    storage, name = f"sqlite:///{file}", "search"
+    if not new and name not in optuna.get_all_study_names(storage):
+        raise UserError(f"{file}: is not of a search; give another --output_dir")
     study = optuna.create_study(
-        storage=f"sqlite:///{output / 'study.db'}",
-        study_name="search",
+        storage=storage,
+        study_name=name,
         direction="minimize" if config.metric_for_best_model == "loss" else "maximize",
         pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
-    before = study.user_attrs.get("about", about)
-    if differs := [name for name in about if before.get(name) != about[name]]:
-        raise UserError(
-            f"--output_dir {config.output_dir}: holds a search with other {', '.join(differs)}; "
-            "give those, or another folder"
-        )
-    study.set_user_attr("about", about)
+    require_same(study, about, f"--output_dir {config.output_dir}")
     return study
+
+
+def require_same(study, about: dict, given: str) -> None:
+    """Raises `UserError` if the study knows one of these otherwise; adds those that it lacks."""
+    known = study.user_attrs
+    if differs := [name for name in about if known.get(name, about[name]) != about[name]]:
+        raise UserError(
+            f"{given}: the search in its folder had other {', '.join(differs)}; give those, or "
+            "another --output_dir"
+        )
+    for name in about.keys() - known.keys():
+        study.set_user_attr(name, about[name])
 
 
 def next_trial(study, trials: int, busy: set[int]):
@@ -81,17 +116,20 @@ def next_trial(study, trials: int, busy: set[int]):
 
 
 def draw_values(trial, space: dict, seed: int) -> dict:
-    """A value for each flag, the same after a kill in here: each has a seed of its own."""
+    """A value for each flag, the same after a kill in here: each has a seed of its own, and is
+    drawn by itself."""
     values = {}
     for index, (name, of) in enumerate(space.items()):
         own = (seed + 1000 * trial.number + index) % 2**32
-        trial.study.sampler = optuna.samplers.TPESampler(seed=own, n_startup_trials=5)
+        trial.study.sampler = optuna.samplers.TPESampler(
+            seed=own, n_startup_trials=5, multivariate=False
+        )
         values[name] = trial._suggest(name, of)
     return values
 
 
-def report(study, config) -> None:
-    """Lines on the trials and the best of them, and two pages."""
+def report(study, config, flags: dict) -> None:
+    """Lines on the trials and the best of them, and two pages. `flags`: those that were given."""
     trials = study.get_trials(deepcopy=False)
     done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not done:
@@ -100,14 +138,9 @@ def report(study, config) -> None:
     counts = {word: states.count(state) for word, state in STATES.items() if state in states}
     print("trials: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     output, best = Path(config.output_dir), study.best_trial
-    pages = {"parallel.html": visualization.plot_parallel_coordinate}
-    if len(done) > 1:
-        pages["importances.html"] = visualization.plot_param_importances
-    for name, plot in pages.items():
+    for name, plot in list(PAGES.items())[: min(2, len(done))]:  # importances need two
         plot(study).write_html(output / name)
-    given = {name: getattr(config, name) for name in OF_TRAINING}
-    flags = {name: value for name, value in given.items() if value != getattr(Config(), name)}
-    words = [f"--{k}={v}" for k, v in (flags | best.params).items() if k != "output_dir"]
+    words = [f"--{name}={value}" for name, value in (flags | best.params).items()]
     print(
         f"best: trial {best.number}, validation {config.metric_for_best_model} {best.value:.4f}, "
         f"in {output / f'trial_{best.number}' / 'best'}; chosen from {len(done)} by the same "

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.flags import UserError
-from runtime.tables import LabelledTexts, split_columns
+from runtime.tables import split_columns
 
 SETTINGS = "training_config.json"
 FILES = ("training_texts.npy", "validation_texts.npy")
@@ -26,12 +26,13 @@ class Seen:
     validation: np.ndarray
     text_column: str | None = None  # that of its training, if train.py made it
 
-    def and_then(self, train: LabelledTexts, validation: LabelledTexts) -> "Seen":
-        """What a model has seen that started from this one and was trained on other texts."""
+    def and_then(self, training: np.ndarray, validation: np.ndarray, columns) -> "Seen":
+        """What a model has seen that started from this one and was trained on other texts, of which
+        these are the hashes."""
         return Seen(
-            np.concatenate([train.hashes, np.setdiff1d(self.training, train.hashes)]),
-            np.concatenate([validation.hashes, np.setdiff1d(self.validation, validation.hashes)]),
-            ",".join(train.text_columns),
+            np.concatenate([training, np.setdiff1d(self.training, training)]),
+            np.concatenate([validation, np.setdiff1d(self.validation, validation)]),
+            ",".join(columns),
         )
 
     def why_unknown(self, columns: tuple[str, ...]) -> str:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from conftest import make_rows, weights_of, write_csv
 from events import dying_at
+from families import make_family
 from hypothesis import given
 from hypothesis import strategies as st
 from test_loop import assert_same_bits
-from transformers import AutoTokenizer, DistilBertForMaskedLM
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForMaskedLM
 
 import train
 from model import load_tokenizer
@@ -153,6 +154,47 @@ def test_a_training_starts_from_the_encoder_and_validates_on_texts_that_it_has_n
     name = "distilbert.transformer.layer.0.ffn.lin1.weight"
     assert not torch.equal(start[name], given.state_dict()[name])
     assert AutoTokenizer.from_pretrained(encoder).mask_token == "[MASK]"
+
+
+@pytest.mark.parametrize("kind", ["albert", "bert", "big_bird", "electra", "modernbert", "roberta"])
+def test_a_family_learns_and_is_loaded_with_all_weights(kind, pretrain, train_command, tmp_path):
+    """Also after a kill; its pooler is what it was. Red: freeze_unused left out (BigBird);
+    read_pooler empty (BERT); the head not found."""
+    folder = make_family(kind, tmp_path / "model")
+    flags = {"model": folder, "max_steps": 4, "save_steps": 2}
+    with dying_at(4):
+        pretrain(**flags)
+    encoder = pretrain(**flags) / "encoder"
+    loaded, about = AutoModelForSequenceClassification.from_pretrained(
+        encoder, output_loading_info=True
+    )
+    prefix = loaded.base_model_prefix
+    assert not [name for name in about["missing_keys"] if name.startswith(f"{prefix}.")]
+    before = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    for name, weight in loaded.state_dict().items():
+        if ".pooler." in name:
+            assert torch.equal(weight, before[name]), name
+    train_command(model=encoder, max_steps=1)
+
+
+def test_an_encoder_of_something_else_is_left_alone(pretrain, tmp_path):
+    """Red: the check of the manifest left out."""
+    (tmp_path / "pretrained" / "encoder").mkdir(parents=True)
+    with pytest.raises(UserError, match="is not of this recipe"):
+        pretrain()
+
+
+def test_a_sample_to_learn_from_moves_no_text_to_the_other_side(pretrain, train_command, tmp_path):
+    """Nor is it forgotten what --model had seen. Red: the sampled sides in Seen; `start` left
+    out."""
+    plain = read_seen(train_command(max_steps=1, output_dir=tmp_path / "plain") / "best")
+    encoder = pretrain(max_train_samples=20) / "encoder"
+    run = train_command(model=encoder, max_steps=1, output_dir=tmp_path / "run")
+    assert set(read_seen(run / "best").validation) == set(plain.validation)
+    other = write_csv(tmp_path / "other" / "train.csv", make_rows(40, seed=31)).parent
+    again = read_seen(pretrain(model=encoder, dataset=other, output_dir=tmp_path / "b") / "encoder")
+    assert set(plain.validation) <= set(again.validation)
+    assert set(plain.training) <= set(again.training)
 
 
 def test_flags_of_classes_are_refused(pretrain):

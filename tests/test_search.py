@@ -2,12 +2,15 @@
 
 import json
 import os
+import sqlite3
 
 import pytest
 from conftest import ROOT, fresh_state, make_rows, write_csv
 from events import before_update, dying_at
 
 pytest.importorskip("optuna")
+
+from optuna.trial import Trial
 
 from recipes import search, study
 from recipes.search import SearchConfig
@@ -52,18 +55,30 @@ def trials_of(folder) -> list[tuple]:
     ]
 
 
-def test_a_search_that_is_killed_five_times_ends_with_the_same_trials(command, tmp_path, capsys):
-    """And prints the same best command line. Red: one sampler for the whole search; trials that
-    run left alone by next_trial."""
-    whole = command(output_dir=tmp_path / "whole")
+def test_a_search_that_is_killed_ends_with_the_same_trials(command, tmp_path, capsys, monkeypatch):
+    """In trainings, and between the values of a trial that follow from those before it. And it
+    prints the same best command line. Red: one sampler for the whole search, or multivariate=True;
+    trials that run left alone by next_trial."""
+    whole = command(output_dir=tmp_path / "whole", trials=7)
     expected = capsys.readouterr().out.splitlines()[-1]
     for step in (1, 7, 11, 3, 9):
         with dying_at(step):
-            command()
-    assert trials_of(command()) == trials_of(whole)
+            command(trials=7)
+    suggest, calls = Trial._suggest, []
+
+    def die(trial, name, of):
+        calls.append(name)
+        if trial.number == 6 and name == "warmup_steps" and calls.count(name) < 9:
+            raise KeyboardInterrupt
+        return suggest(trial, name, of)
+
+    monkeypatch.setattr(Trial, "_suggest", die)
+    with pytest.raises(KeyboardInterrupt):
+        command(trials=7)
+    monkeypatch.setattr(Trial, "_suggest", suggest)
+    assert trials_of(command(trials=7)) == trials_of(whole)
     assert capsys.readouterr().out.splitlines()[-1] == expected
-    assert len(trials_of(whole)) == 4
-    assert len({repr(trial[1]) for trial in trials_of(whole)}) == 4
+    assert len({repr(trial[1]) for trial in trials_of(whole)}) == 7
 
 
 def test_the_best_trial_is_that_of_the_best_validation(command, capsys):
@@ -122,34 +137,82 @@ def test_a_trial_of_another_terminal_is_left_to_it(command, tmp_path):
     assert {trial[2].name for trial in trials_of(tmp_path / "out")} == {"COMPLETE"}
 
 
-def test_other_flags_are_another_search(command):
-    """Red: `about` of the first search replaced without a look."""
+def test_a_flag_is_searched_once():
+    """Red: the dict made of the list without a look."""
+    with pytest.raises(UserError, match=r"seed=\.\.\.: given twice"):
+        study.read_ranges(["seed=1,2", "seed=3,4"], search.FIELDS)
+
+
+def test_other_flags_or_texts_are_another_search(command, tmp_path):
+    """Red: `about` without a look at the first search's; the texts left out."""
     command(trials=1)
-    with pytest.raises(UserError, match="holds a search with other max_steps, weight_decay; give"):
+    with pytest.raises(UserError, match="had other max_steps, weight_decay; give"):
         command(trials=1, max_steps=8, weight_decay=0.5)
+    with pytest.raises(UserError, match="had other per_device_train_batch_size; give"):
+        command(trials=1, per_device_train_batch_size=4)
+    write_csv(tmp_path / "data" / "train.csv", make_rows(99, seed=1))
+    with pytest.raises(UserError, match="had other texts; give"):
+        command(trials=2)
+
+
+def test_what_is_no_search_is_left_alone(command, tmp_path):
+    """Red: the checks in open_study left out."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "parallel.html").write_text("mine")
+    with pytest.raises(UserError, match=r"holds parallel\.html already"):
+        command(output_dir=tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    sqlite3.connect(tmp_path / "b" / "study.db").execute("create table mine (x)").connection.close()
+    with pytest.raises(UserError, match="is not of a search; give another"):
+        command(output_dir=tmp_path / "b")
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(UserError, match="File exists; give another folder"):
+        command(output_dir=tmp_path / "c")
+
+
+def test_a_trial_whose_values_cannot_be_trained_with_is_one_of_the_trials(
+    command, monkeypatch, tmp_path
+):
+    """But in the first it is the command that is wrong. Red: `failing` without UserError; without
+    a look at the texts."""
+    monkeypatch.setattr(study, "draw_values", lambda trial, *_: {"max_length": 33 - trial.number})
+    with pytest.raises(UserError, match=r"--max_length 33: .* reads at most 32"):
+        command(trials=3)
+    monkeypatch.setattr(study, "draw_values", lambda trial, *_: {"max_length": 32 + trial.number})
+    command(trials=3)
+    assert [trial[2].name for trial in trials_of(tmp_path / "out")] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_a_search_of_several_processes_is_refused(command, monkeypatch):
+    """Each would ask for trials of its own. Red: the check of WORLD_SIZE left out."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="runs in one process"):
+        command()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rate=1..2", "of a flag of train.py"),
+        ("rate=1..2", "give FLAG=LOW..HIGH or FLAG=A,B,C, of model"),
         ("learning_rate", "FLAG=LOW..HIGH"),
         ("learning_rate=0.1..0.01", "the lower one first"),
-        ("learning_rate=0..1", "--learning_rate takes a number above 0"),
+        ("learning_rate=0..1", "give a number above 0"),
         ("truncation=head..tail", "give two numbers"),
-        ("truncation=head,middle", "--truncation takes one of head, tail, head_tail"),
-        ("output_dir=a,b", "of a flag of train.py"),
+        ("truncation=head,middle", "give one of head, tail, head_tail"),
+        ("output_dir=a,b", "give FLAG="),
+        ("metric_for_best_model=accuracy,loss", "give FLAG="),
+        ("warmup_steps=0..200", "give a share of at least 0 and below 1, or a whole number"),
     ],
 )
 def test_a_range_is_checked_before_anything_runs(text, message):
-    """As train.py checks the flag. Red: `convert` left out of read_range."""
+    """As train.py checks the flag, in between, too. Red: `convert` left out of read_range."""
     with pytest.raises(UserError, match=message):
-        study.read_range(text)
+        study.read_ranges([text], search.FIELDS)
 
 
 def test_the_search_names_no_test_split():
     """Red: `config.test_split` in either file."""
-    for name in ("search", "study"):
+    for name in ("search", "study", "trial"):
         source = (ROOT / "recipes" / f"{name}.py").read_text(encoding="utf-8")
         assert source.count("test") == source.count("the\ntest split") + source.count("test split")
 

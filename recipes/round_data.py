@@ -1,0 +1,104 @@
+"""What a round of self-training learns from, in a folder that is written whole or not at all.
+
+In: the flags of recipes/self_train.py; teachers. Out: train.parquet and validation.parquet, for
+train.py, and about.json: what decided them. Independent of: how a model is trained.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from accelerate.state import AcceleratorState
+
+from config import EvalConfig
+from data import choose_texts
+from eval import Classifier, open_classifier
+from recipes.pseudo_labels import choose_balanced, label_texts, read_unlabelled, write_data
+from runtime.flags import UserError
+from runtime.folders import newest_whole, write_folder
+from runtime.processes import on_main
+from runtime.tables import LabelledTexts, hash_texts
+
+DECIDE = ("unlabelled", "unlabelled_split", "min_probability", "max_unlabelled_samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The texts of a self-training."""
+
+    labelled: LabelledTexts
+    validation: LabelledTexts
+    unlabelled: list[tuple[str, ...]]
+
+
+def read_texts(config) -> Given:
+    labelled, validation, _ = choose_texts(config)
+    # None that is held out is learnt from, also if only a sample of them validates.
+    held_out = choose_texts(dataclasses.replace(config, max_validation_samples=None))[1]
+    say = print if os.environ.get("RANK", "0") == "0" else (lambda _: None)
+    chunks = read_unlabelled(config, [labelled.hashes, held_out.hashes], say)
+    return Given(labelled, validation, list(itertools.chain.from_iterable(chunks)))
+
+
+def make_data(data: Path, config, teachers, given: Given) -> None:
+    """The texts of a round in the folder `data`, unless they are there.
+
+    Raises `UserError` if those were made of others, or by other teachers.
+    """
+    AcceleratorState._reset_state()
+    classifiers, accelerator = [], None
+    for ckpt in teachers:
+        asked = EvalConfig(ckpt=ckpt, num_threads=config.num_threads)
+        classifiers.append(open_classifier(asked, flag="--teacher", accelerator=accelerator))
+        accelerator = classifiers[0].accelerator
+    about = describe(config, classifiers, given)
+    if on_main(lambda: is_made(data, about)):
+        return
+    labelled, names = given.labelled, given.labelled.names
+    for each in classifiers:
+        if sorted(each.names) != sorted(names):
+            raise UserError(f"--teacher {each.name}: has other classes than --dataset; give one")
+    shares = label_texts(given.unlabelled, classifiers, names)
+    counts = np.bincount(labelled.labels, minlength=len(names))
+    rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)
+    if not len(rows):
+        raise UserError(
+            f"--min_probability {config.min_probability}: of at least one class no unlabelled text "
+            "has as much; give less, or a better teacher"
+        )
+    added = [given.unlabelled[row] for row in rows]
+
+    def fill(folder: Path) -> None:
+        write_data(folder, config, labelled, given.validation, added, shares[rows])
+        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+    on_main(lambda: write_folder(data, fill))
+    accelerator.print(f"{len(rows):,} of these, and {len(labelled):,} with labels: {data}")
+
+
+def describe(config, classifiers: list[Classifier], given: Given) -> dict:
+    """What decides the texts of a round."""
+    parts = {
+        "labelled texts": given.labelled.hashes.tobytes() + given.labelled.labels.tobytes(),
+        "validation texts": given.validation.hashes.tobytes() + given.validation.labels.tobytes(),
+        "unlabelled texts": hash_texts(given.unlabelled).tobytes(),
+    }
+    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    teachers = {"teachers": [classifier.checksum for classifier in classifiers]}
+    return {name: getattr(config, name) for name in DECIDE} | digests | teachers
+
+
+def is_made(data: Path, about: dict) -> bool:
+    data.parent.mkdir(parents=True, exist_ok=True)
+    if not newest_whole(data):
+        return False
+    there = json.loads((data / "about.json").read_text(encoding="utf-8"))
+    if differs := [name for name in about if there.get(name) != about[name]]:
+        raise UserError(
+            f"{data}: was made with other {', '.join(differs)}; give another --output_dir"
+        )
+    return True

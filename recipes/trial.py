@@ -1,0 +1,109 @@
+"""One trial of a search: a run of train.py, of which the study is told.
+
+In: a trial of Optuna; the config of its run. Out: the run in its folder; in the study its
+validations and its end. Independent of: how values are drawn.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from pathlib import Path
+
+from accelerate.state import AcceleratorState
+from optuna.trial import Trial, TrialState
+
+from config import Config
+from recipes.study import require_same
+from runtime.flags import UserError, is_out_of_memory
+from runtime.folders import Busy, remove_folder
+from runtime.tables import column
+from train import Run, conclude, fine_tune, set_up, train
+
+
+class Pruned(Exception):
+    """A trial is behind the others."""
+
+
+def run_trial(trial, config: Config) -> int:
+    """The exit status of train.py. Unless it was stopped, the study has what came of the trial."""
+    AcceleratorState._reset_state()  # each trial has an Accelerator of its own
+    own = OneTrial(trial, config.metric_for_best_model)
+    try:
+        if status := fine_tune(config, own.set_up, own.train, own.conclude):
+            return status
+    except Exception as error:
+        if own.is_running:
+            raise
+        print(f"trial {trial.number}: {error}")
+    remove_folder(Path(config.output_dir) / "last")  # twice the room of best/
+    return 0
+
+
+@dataclasses.dataclass
+class OneTrial:
+    """What `fine_tune` does in a trial. The study is told while the trial's folder is locked: no
+    other terminal takes the trial up in between."""
+
+    trial: Trial
+    metric: str
+
+    @property
+    def is_running(self) -> bool:
+        return not self.trial.study.trials[self.trial.number].state.is_finished()
+
+    def tell(self, value: float | None, state: str) -> None:
+        self.trial.study.tell(self.trial.number, value, TrialState[state])
+
+    def set_up(self, config, accelerator, settings) -> Run:
+        if not self.is_running:
+            raise Busy(f"trial {self.trial.number} ended in another terminal")
+        with self.failing():
+            run = set_up(config, accelerator, settings)
+        self.require_same_texts(run)
+        return run
+
+    def require_same_texts(self, run: Run) -> None:
+        given = f"--dataset {run.config.dataset}"
+        require_same(self.trial.study, {"texts": digest_texts(run)}, given)
+
+    def train(self, run: Run) -> None:
+        write = run.monitor.write_scores
+
+        def write_and_report(name: str, scores, step: int) -> None:
+            write(name, scores, step)
+            if name == "eval":
+                self.report(getattr(scores, self.metric), step)
+
+        run.monitor.write_scores = write_and_report
+        with self.failing():
+            train(run)
+
+    def report(self, value: float, step: int) -> None:
+        self.trial.report(value, step)
+        if self.trial.should_prune():
+            self.tell(None, "PRUNED")
+            raise Pruned("ended: behind the median of the others")
+
+    def conclude(self, run: Run) -> None:
+        with self.failing():
+            conclude(run)
+        self.tell(run.progress.best_scores[self.metric], "COMPLETE")
+
+    @contextlib.contextmanager
+    def failing(self):
+        """Tell the study of a trial that cannot be run with its values. In the first trial it is
+        rather the command that is wrong."""
+        try:
+            yield
+        except (UserError, RuntimeError, OSError, MemoryError) as error:
+            known = isinstance(error, UserError) or is_out_of_memory(error)
+            if known and "texts" in self.trial.study.user_attrs:
+                self.tell(None, "FAIL")
+            raise
+
+
+def digest_texts(run: Run) -> str:
+    """Of what is learnt from and validated on, however it is cut or tokenized."""
+    parts = [run.seen.training, run.seen.validation]
+    parts += [column(data, "labels").to_numpy() for data in (run.train_set, run.validation_set)]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
