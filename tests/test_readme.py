@@ -123,9 +123,15 @@ def test_the_page_of_speed_is_that_of_the_newest_results():
     assert (ROOT / "docs" / "speed.md").read_text() == page()
     assert "medians of five rounds" in " ".join(README.split())
     assert len(result["rounds"]["ours"]) == 5
-    least = {"HF Trainer": 5, "plain Accelerate loop": 5, "HF Trainer, length grouping": 1.6}
-    for arm, times in least.items():
-        assert result["arms"][arm]["ours_times_as_fast"]["median"] >= times
+    both = "HF Trainer, length grouping, attention dropout 0"
+    others = newest("speed-peers")["arms"]
+    for arms, arm, times in (
+        (result["arms"], "HF Trainer", 6),
+        (result["arms"], both, 1.15),
+        (others, "plain Accelerate loop", 5),
+        (others, "HF Trainer, length grouping", 1.6),
+    ):
+        assert arms[arm]["ours_times_as_fast"]["median"] >= times
     ours, trainer = result["arms"]["ours"], result["arms"]["HF Trainer"]
     evaluation = "predict_reviews_per_second"
     assert ours[evaluation]["median"] >= 1.9 * trainer[evaluation]["median"]
