@@ -78,7 +78,7 @@ def open_study(config, about: dict):
         new = not file.exists()
         if new and (there := [name for name in PAGES if (output / name).exists()]):
             raise UserError(f"--output_dir {output}: holds {there[0]} already; give another folder")
-        file.open("ab").close()
+        file.touch()
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; give another folder") from None
     storage, name = f"sqlite:///{file}", "search"
