@@ -84,12 +84,17 @@ def load_model(config, label_names: list[str], tokenizer):
     )
     if has_head(model_config) and not config.keep_head:
         draw_head(model)
+    make_trainable(model, config, tokenizer)
+    return model, describe_head(model_config, name, config.keep_head)
+
+
+def make_trainable(model: nn.Module, config, tokenizer) -> None:
+    """What a model of any head needs before it is trained."""
     freeze_unused(model, made_up_texts(tokenizer)[1])
     if not config.torch_compile:  # which draws masks in its own way
         draw_faster(model)
     if config.gradient_checkpointing:
-        recompute_layers(model, name)
-    return model, describe_head(model_config, name, config.keep_head)
+        recompute_layers(model, config.model)
 
 
 def recompute_layers(model: nn.Module, name: str) -> None:

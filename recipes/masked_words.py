@@ -13,12 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from data import BatchPlan, Collator
-from model import changed_fields, freeze_unused, recompute_layers
-from report.windows import count_special_tokens
-from runtime.dropout import draw_faster
+from model import changed_fields, make_trainable
 from runtime.flags import UserError
 from runtime.hub import load_pretrained, require_weights
-from runtime.probe import made_up_texts
+from runtime.tokenizer import count_special_tokens
 
 # The first part of the head, by its name in transformers' classes.
 HEADS = ("vocab_transform", "cls", "lm_head", "generator_predictions", "predictions", "head")
@@ -62,10 +60,7 @@ def load_masked_words(config, tokenizer) -> tuple[MaskedWords, list[str]]:
     require_weights(model, report, given, new_head=True)
     new = sorted(report["missing_keys"])
     notes = [f"{given} has no head for masked words: {', '.join(new)} start anew"] if new else []
-    freeze_unused(model, made_up_texts(tokenizer)[1])
-    draw_faster(model)
-    if config.gradient_checkpointing:
-        recompute_layers(model, config.model)
+    make_trainable(model, config, tokenizer)
     return MaskedWords(model, given), notes
 
 

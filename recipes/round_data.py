@@ -18,6 +18,7 @@ from config import EvalConfig
 from data import choose_texts
 from eval import Classifier, open_classifier
 from recipes.pseudo_labels import choose_balanced, label_texts, read_unlabelled, write_data
+from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.folders import newest_whole, write_folder
 from runtime.processes import on_main
@@ -36,10 +37,12 @@ class Given:
 
 
 def read_texts(config) -> Given:
-    labelled, validation, _ = choose_texts(config)
-    # None that is held out is learnt from, also if only a sample of them validates.
-    held_out = choose_texts(dataclasses.replace(config, max_validation_samples=None))[1]
+    none = {"max_train_samples": None, "max_validation_samples": None}
+    train, held_out, _ = choose_texts(dataclasses.replace(config, **none))
+    labelled = sample(train, config.max_train_samples, config.validation_seed)
+    validation = sample(held_out, config.max_validation_samples, config.validation_seed)
     say = print if os.environ.get("RANK", "0") == "0" else (lambda _: None)
+    # None that is held out is learnt from, also if only a sample of them validates.
     chunks = read_unlabelled(config, [labelled.hashes, held_out.hashes], say)
     return Given(labelled, validation, list(itertools.chain.from_iterable(chunks)))
 

@@ -19,6 +19,9 @@ from runtime.folders import Busy, remove_folder
 from runtime.tables import column
 from train import Run, conclude, fine_tune, set_up, train
 
+# What may end a trial by its values; the words of the last three tell whether memory was short.
+ENDS = (UserError, RuntimeError, OSError, MemoryError)
+
 
 class Pruned(Exception):
     """A trial is behind the others."""
@@ -31,7 +34,7 @@ def run_trial(trial, config: Config) -> int:
     try:
         if status := fine_tune(config, own.set_up, own.train, own.conclude):
             return status
-    except Exception as error:
+    except (Pruned, *ENDS) as error:
         if own.is_running:
             raise
         print(f"trial {trial.number}: {error}")
@@ -95,7 +98,7 @@ class OneTrial:
         rather the command that is wrong."""
         try:
             yield
-        except (UserError, RuntimeError, OSError, MemoryError) as error:
+        except ENDS as error:
             known = isinstance(error, UserError) or is_out_of_memory(error)
             if known and "texts" in self.trial.study.user_attrs:
                 self.tell(None, "FAIL")

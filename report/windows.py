@@ -9,6 +9,8 @@ import dataclasses
 import numpy as np
 import torch
 
+from runtime.tokenizer import count_special_tokens
+
 OVERLAP = 0.25  # at least so much of a window stands in the next one, too
 
 
@@ -66,9 +68,3 @@ def starts_of_windows(length: int, width: int) -> list[int]:
     step = max(1, width - int(OVERLAP * width))
     count = 1 + -(-(length - width) // step)
     return np.linspace(0, length - width, count).round().astype(int).tolist()
-
-
-def count_special_tokens(tokenizer) -> tuple[int, int]:
-    """(Those before a text, those after it): 1 and 1 for [CLS] ... [SEP], 0 and 2 for XLNet."""
-    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    return special.index(0), special[::-1].index(0)

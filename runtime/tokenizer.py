@@ -77,3 +77,9 @@ def clear_last_call(tokenizer) -> None:
     """A fast tokenizer keeps, and saves, the truncation and padding of its last call."""
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+
+
+def count_special_tokens(tokenizer) -> tuple[int, int]:
+    """(Those before a text, those after it): 1 and 1 for [CLS] ... [SEP], 0 and 2 for XLNet."""
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return special.index(0), special[::-1].index(0)
