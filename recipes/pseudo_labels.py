@@ -98,12 +98,11 @@ def write_data(folder: Path, config, labelled, validation, texts: Texts, shares)
     """`folder`/train.parquet, the labelled texts and then the others, and validation.parquet."""
     for name, side in ("train", labelled), ("validation", validation):
         rows = [text for chunk in side.chunks() for text in chunk]
-        none = np.full((len(rows), len(side.names)), np.nan)
-        labels = side.labels
+        labels, soft = side.labels, np.full((len(rows), len(side.names)), np.nan)
         if name == "train":
             rows, labels = rows + texts, np.concatenate([labels, shares.argmax(1)])
-            none = np.concatenate([none, shares])
-        make_rows(side, rows, labels, none, config).to_parquet(str(folder / f"{name}.parquet"))
+            soft = np.concatenate([soft, shares])
+        make_rows(side, rows, labels, soft, config).to_parquet(str(folder / f"{name}.parquet"))
 
 
 def make_rows(side: LabelledTexts, texts: Texts, labels, shares, config) -> Dataset:
