@@ -6,12 +6,16 @@ it was seen to fail ("Red: ...").
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Ignored under nohup and in a script's background job, which train.py respects; tests send them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
     # Each of pytest-xdist's workers, gw0 and gw1, keeps to a core: threads of both on all cores
     # would wait for each other, which takes a third longer.
