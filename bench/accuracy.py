@@ -1,21 +1,26 @@
-"""Test accuracy of train.py and of HF Trainer after equal steps, over several seeds, paired tests.
+"""Test accuracy of train.py, of what can be added to it, and of HF Trainer, over several seeds.
 
     python bench/accuracy.py --seeds 42 43 44 --folder SCRATCH --json FILE FLAGS OF train.py
 
-Every arm trains on the same texts, from the same initial weights, for the same number of steps. The
-arms differ in the order of the texts and in attention dropout (HF Trainer with its defaults:
-shuffled, the model's own dropout). Give one epoch: over several, ours would keep the best by
-validation, and Trainer its last. What is finished stays in SCRATCH, and the same command continues.
+What an arm has of its own is in ARMS; all of them learn from the same labelled texts, start from
+the same weights, but for those that train these further, and take part in one test. Ours keeps the
+best step by validation, Trainer its last, as its defaults do. Texts without labels are a sample of
+--unlabelled. The test split is opened after a training, and decides nothing. What is finished stays
+in SCRATCH; the same command goes on, and goes on with a training that was stopped.
 
 The differences between arms come with two standard errors. Over the texts: for each, the share of
 seeds in which one arm is right, minus that of the other; mean and standard error over the texts.
 Over the seeds: the difference of each seed; mean and standard error. Only the second accounts for
-another seed giving another model; with few seeds it is large. In the JSON, "reviews" are texts.
+another seed giving another model; with few seeds it is large. Minutes are of all starts of a
+training, on whatever else the machine did meanwhile.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -23,62 +28,197 @@ from pathlib import Path
 
 import numpy as np
 from accelerate.state import AcceleratorState
+from datasets import Dataset
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from bench.common import write_json
+from bench.common import this_command, write_json
 from config import EvalConfig
 from eval import load_split, open_classifier
+from recipes.pretrain_mlm import NOT_HERE
+from report.look import measure_baselines
 from runtime.environment import describe_machine
 from runtime.flags import UserError
 from runtime.processes import run_command
+from runtime.splits import read_table
 
-ARMS = {  # script, order of the texts, attention dropout
-    "ours": ("train.py", "group_by_length", "0"),
-    "HF Trainer": ("bench/peer_trainer.py", "random", "0.1"),
-    "ours, random order": ("train.py", "random", "0"),
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """How a model is trained and tested. In `flags`, {encoder} and {unlabelled} are paths."""
+
+    script: str = "train.py"
+    flags: tuple[str, ...] = ()
+    best: str = "best"  # in the folder of the training
+    long: str = "cut"  # of eval.py
+    trained_as: str | None = None  # the arm whose model it is
+
+
+FURTHER, UNLABELLED = "--model={encoder}", "--unlabelled={unlabelled}"
+SELF_TRAINED = Arm("recipes/self_train.py", (UNLABELLED,), best="round_1/best")
+ARMS = {
+    "HF Trainer": Arm(
+        "bench/peer_trainer.py", ("--train_sampling_strategy=random", "--attention_dropout=0.1")
+    ),
+    "ours": Arm(),
+    "ours, the end of long texts": Arm(flags=("--truncation=tail",)),
+    "ours, start and end of long texts": Arm(flags=("--truncation=head_tail",)),
+    "ours, long texts tested in windows": Arm(long="window", trained_as="ours"),
+    "ours, label smoothing 0.1": Arm(flags=("--label_smoothing_factor=0.1",)),
+    "ours, warm-up 0.3": Arm(flags=("--warmup_steps=0.3",)),
+    "ours, further training first": Arm(flags=(FURTHER,)),
+    "ours, self-training": SELF_TRAINED,
+    "ours, self-training after further training, start and end": dataclasses.replace(
+        SELF_TRAINED, flags=(UNLABELLED, FURTHER, "--truncation=head_tail")
+    ),
 }
 
 
-def train_arm(arm: str, seed: int, folder: Path, flags: list[str]) -> None:
-    script, order, dropout = ARMS[arm]
-    command = [sys.executable, str(ROOT / script), *flags, "--eval_steps=999999"]
-    command += [f"--train_sampling_strategy={order}", f"--attention_dropout={dropout}"]
-    command += [f"--seed={seed}", f"--output_dir={folder}"]
-    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(f"{' '.join(command)}: failed; see above")
+def train_arm(name: str, seed: int, folder: Path, flags: list[str], **paths: Path) -> None:
+    arm = ARMS[name]
+    own = [flag.format(**paths) for flag in arm.flags]
+    quiet = ["--eval_steps=999999", f"--seed={seed}", f"--output_dir={folder}"]
+    run_script([arm.script, *flags, *own, *quiet], folder)
 
 
-def measure(arm: str, seed: int, folder: Path, flags: list[str], texts: int) -> np.ndarray:
-    """(texts,) booleans: which of the test texts are classified correctly after that training."""
-    result = folder / f"right_{texts}.npy"
+def run_script(words: list[str], folder: Path) -> None:
+    """Its seconds are added to a file, of a start that is stopped, too."""
+    begun = time.perf_counter()
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as child:
+        # Stopped, this waits for the training to be saved; its status then ends this, too.
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    with seconds_file(folder).open("a", encoding="utf-8") as file:
+        print(time.perf_counter() - begun, file=file)
+    if child.returncode:
+        raise UserError(f"{' '.join(words)}: ended with status {child.returncode}; see above")
+
+
+def seconds_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.seconds")
+
+
+def minutes(folder: Path) -> float:
+    return sum(map(float, seconds_file(folder).read_text(encoding="utf-8").split())) / 60
+
+
+# ---------------------------------------------------------------- what arms share
+
+
+def write_unlabelled(options) -> Path:
+    file = options.folder / "unlabelled.parquet"
+    if not file.exists():
+        table = read_table(options.unlabelled, options.unlabelled_split, flag="--unlabelled")
+        texts = [text for _, _, chunk in table.chunks(["text"]) for text in chunk["text"].to_pylist()]
+        texts = random.Random(0).sample(texts, min(options.unlabelled_texts, len(texts)))
+        part = file.with_suffix(".part")
+        Dataset.from_dict({"text": texts}).to_parquet(str(part))
+        part.replace(file)
+    return file
+
+
+def train_encoder(options, flags: list[str], unlabelled: Path) -> Path:
+    """On masked words of the labelled and unlabelled texts, for all seeds once."""
+    folder = options.folder / "further_training"
+    if not (folder / "encoder").exists():
+        own = [f"--unlabelled={unlabelled}", "--num_train_epochs=1", f"--output_dir={folder}"]
+        others = leave_out(flags, {*NOT_HERE, "num_train_epochs", "max_steps"})
+        run_script(["recipes/pretrain_mlm.py", *others, *own], folder)
+    return folder / "encoder"
+
+
+def leave_out(flags: list[str], names: set[str]) -> list[str]:
+    """`flags`, each as --name=value or --name value, but for those names."""
+    words, kept = iter(flags), []
+    for word in words:
+        name, _, value = word.removeprefix("--").partition("=")
+        value = value or next(words)
+        if name not in names:
+            kept.append(f"--{name}={value}")
+    return kept
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    right: np.ndarray  # (texts,) booleans: which of the test texts are classified correctly
+    baselines: dict
+    commit: str  # that trained the model
+
+
+def measure(name: str, seed: int, options, flags: list[str]) -> Tested:
+    """Train and test the arm, unless that is done."""
+    arm, folder = ARMS[name], folder_of(options, name, seed)
+    result = options.folder / f"{name}_{seed}_of_{options.test}.npz".replace(", ", " ")
     if not result.exists():
-        begun = time.perf_counter()
-        if not (folder / "best" / "training_config.json").exists():
-            train_arm(arm, seed, folder, flags)
-        np.save(result, right(str(folder / "best"), texts))
-        seconds = time.perf_counter() - begun
-        print(f"{arm}, seed {seed}: {np.load(result).mean():.4f} ({seconds:.0f} s)", flush=True)
-    return np.load(result)
+        paths = {}
+        if UNLABELLED in arm.flags or FURTHER in arm.flags:
+            paths["unlabelled"] = write_unlabelled(options)
+        if FURTHER in arm.flags:
+            paths["encoder"] = train_encoder(options, flags, paths["unlabelled"])
+        train_arm(arm.trained_as or name, seed, folder, flags, **paths)
+        tested = test(folder / arm.best, options.test, arm.long)
+        np.savez(result, **dataclasses.asdict(tested) | {"baselines": json.dumps(tested.baselines)})
+        print(f"{name}, seed {seed}: {tested.right.mean():.4f}", flush=True)
+    with np.load(result) as found:
+        return Tested(found["right"], json.loads(str(found["baselines"])), str(found["commit"]))
 
 
-def right(folder: str, samples: int | None) -> np.ndarray:
-    """(texts,) booleans: which of the test split are classified correctly."""
+def folder_of(options, name: str, seed: int) -> Path:
+    name = ARMS[name].trained_as or name
+    return options.folder / f"{name.replace(', ', ' ').replace(' ', '_')}_{seed}"
+
+
+def test(ckpt: Path, texts: int, long: str) -> Tested:
     AcceleratorState._reset_state()  # each checkpoint in the precision of its own training
-    config = EvalConfig(ckpt=folder, max_test_samples=samples)
+    config = EvalConfig(ckpt=str(ckpt), max_test_samples=texts, long=long)
     classifier = open_classifier(config)
-    return classifier.predict_split(load_split(config, classifier).texts).right
+    split = load_split(config, classifier).texts
+    baselines, _ = measure_baselines(classifier, split)
+    right = classifier.predict_split(split).right
+    return Tested(right, baselines, classifier.trained["environment"]["commit"])
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict:
     """Mean of a - b, and its standard errors; a and b are (seeds, texts) booleans."""
     difference = a.astype(float) - b
     by_text, by_seed = difference.mean(0), difference.mean(1)
+    seeds = len(by_seed)
     return {
         "difference": difference.mean(),
-        "standard_error_over_reviews": by_text.std(ddof=1) / len(by_text) ** 0.5,
-        "standard_error_over_seeds": by_seed.std(ddof=1) / len(by_seed) ** 0.5,
+        "standard_error_over_texts": by_text.std(ddof=1) / len(by_text) ** 0.5,
+        "standard_error_over_seeds": by_seed.std(ddof=1) / seeds**0.5 if seeds > 1 else None,
         "right_only": [int((difference > 0).sum()), int((difference < 0).sum())],
+    }
+
+
+def summarize(options, flags: list[str], found: dict[str, list[Tested]]) -> dict:
+    rows = {name: np.stack([one.right for one in of]) for name, of in found.items()}
+    arms = {
+        name: {
+            "script": ARMS[name].script,
+            "flags": ARMS[name].flags,
+            "long": ARMS[name].long,
+            "accuracy": rows[name].mean(1).tolist(),
+            "minutes": [minutes(folder_of(options, name, seed)) for seed in options.seeds],
+            "commits": sorted({one.commit for one in of}),
+        }
+        for name, of in found.items()
+    }
+    further = options.folder / "further_training"
+    return {
+        **describe_machine(),
+        "command": this_command(options.json),
+        "flags": flags,
+        "seeds": options.seeds,
+        "test_texts": len(rows[options.arms[0]][0]),
+        "baselines": found[options.arms[-1]][0].baselines,
+        "minutes_of_further_training": minutes(further) if further.exists() else None,
+        "arms": arms,
+        "comparisons": {
+            f"{a} - {b}": compare(rows[a], rows[b]) for b, a in itertools.combinations(rows, 2)
+        },
     }
 
 
@@ -91,30 +231,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--test", type=int, default=2000, help="test texts")
+    parser.add_argument("--unlabelled", default="stanfordnlp/imdb")
+    parser.add_argument("--unlabelled_split", default="unsupervised")
+    parser.add_argument("--unlabelled_texts", type=int, default=3000)
     parser.add_argument("--folder", type=Path, required=True, help="scratch")
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
+    options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     given = options.folder / "flags.json"
     if given.exists() and json.loads(given.read_text()) != flags:
         raise UserError(f"--folder {options.folder}: holds runs with other flags; give another")
     given.write_text(json.dumps(flags))
-    found = {arm: [] for arm in options.arms}
-    for seed, arm in itertools.product(options.seeds, options.arms):
-        folder = options.folder / f"{arm.replace(', ', ' ').replace(' ', '_')}_{seed}"
-        found[arm].append(measure(arm, seed, folder, flags, options.test))
-    found = {arm: np.stack(rows) for arm, rows in found.items()}
-    result = {
-        **describe_machine(),
-        "flags": flags,
-        "seeds": options.seeds,
-        "test_reviews": options.test,
-        "accuracy": {arm: rows.mean(1).tolist() for arm, rows in found.items()},
-        "comparisons": {
-            f"{a} - {b}": compare(found[a], found[b])
-            for a, b in itertools.combinations(options.arms, 2)
-        },
-    }
+    found = {name: [] for name in options.arms}
+    for seed, name in itertools.product(options.seeds, options.arms):
+        found[name].append(measure(name, seed, options, flags))
+    result = summarize(options, flags, found)
     print(json.dumps(result, indent=1))
     write_json(options.json, result)
 

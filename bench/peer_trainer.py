@@ -38,6 +38,7 @@ def main() -> None:
     trainer.save_model(str(best))
     run.tokenizer.save_pretrained(best)
     settings = {name: run.settings[name] for name in dataclasses.asdict(config)}
+    settings["environment"] = run.environment
     (best / "training_config.json").write_text(json.dumps(settings, indent=1))
     validation = dataclasses.asdict(scores) | {"step": run.total_steps, "seconds": seconds}
     (best / "validation.json").write_text(json.dumps(validation, indent=1))

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RUN
+from conftest import ROOT, SMALL_RUN
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from bench import resume
+from bench import accuracy, resume
 from bench.accuracy import compare
 from bench.packing import check_packing
 from bench.speed import flops_of
 from bench.speed_arm import order_of
 from config import Config
+from recipes.self_train import SelfTrainConfig
 from runtime.flags import UserError, parse
 
 
@@ -72,5 +73,30 @@ def test_a_paired_comparison_counts_only_what_the_arms_differ_in():
     assert found["difference"] == pytest.approx(1 / 8)
     assert found["right_only"] == [2, 1]
     by_text, by_seed = [0, 0.5, 0.5, -0.5], [0.25, 0.0]
-    assert found["standard_error_over_reviews"] == pytest.approx(np.std(by_text, ddof=1) / 2)
+    assert found["standard_error_over_texts"] == pytest.approx(np.std(by_text, ddof=1) / 2)
     assert found["standard_error_over_seeds"] == pytest.approx(np.std(by_seed, ddof=1) / 2**0.5)
+
+
+@pytest.mark.parametrize("name", accuracy.ARMS)
+def test_an_arm_differs_from_ours_in_flags_that_its_script_has(name):
+    """Red: a misspelt flag in ARMS; {texts} for {unlabelled}."""
+    arm = accuracy.ARMS[name]
+    kind = SelfTrainConfig if "self_train" in arm.script else Config
+    flags = [flag.format(encoder="e", unlabelled="u.csv") for flag in arm.flags]
+    assert parse(kind, flags) != kind() or name in ("ours", "ours, long texts tested in windows")
+    assert (ROOT / arm.script).exists()
+
+
+def test_flags_are_left_out_in_either_spelling():
+    """Red: no `next(words)`."""
+    flags = ["--max_steps", "9", "--seed=3", "--model", "m", "--eval_steps=4"]
+    assert accuracy.leave_out(flags, {"max_steps", "eval_steps"}) == ["--seed=3", "--model=m"]
+
+
+def test_a_training_that_ends_early_has_its_time_counted_and_ends_the_measurement(tmp_path):
+    """Red: the file of seconds written only after a success; no look at the status."""
+    stopped = ["-c", "import time; time.sleep(0.3); raise SystemExit(3)"]
+    for starts in (1, 2):
+        with pytest.raises(UserError, match="ended with status 3"):
+            accuracy.run_script(stopped, tmp_path / "run")
+        assert accuracy.minutes(tmp_path / "run") >= starts * 0.3 / 60
