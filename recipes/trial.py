@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 from accelerate.state import AcceleratorState
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from config import Config
 from recipes.study import require_same
@@ -51,8 +51,13 @@ class OneTrial:
     metric: str
 
     @property
+    def record(self) -> FrozenTrial:
+        """As the study has it now."""
+        return self.trial.study.trials[self.trial.number]
+
+    @property
     def is_running(self) -> bool:
-        return not self.trial.study.trials[self.trial.number].state.is_finished()
+        return not self.record.state.is_finished()
 
     def tell(self, value: float | None, state: str) -> None:
         self.trial.study.tell(self.trial.number, value, TrialState[state])
@@ -82,7 +87,8 @@ class OneTrial:
             train(run)
 
     def report(self, value: float, step: int) -> None:
-        self.trial.report(value, step)
+        if step not in self.record.intermediate_values:  # a resumed run repeats a validation
+            self.trial.report(value, step)
         if self.trial.should_prune():
             self.tell(None, "PRUNED")
             raise Pruned("ended: behind the median of the others")

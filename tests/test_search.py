@@ -14,6 +14,7 @@ from optuna.trial import Trial
 
 from recipes import search, study
 from recipes.search import SearchConfig
+from runtime import checkpoint
 from runtime.flags import UserError
 from runtime.folders import lock_folder
 
@@ -79,6 +80,24 @@ def test_a_search_that_is_killed_ends_with_the_same_trials(command, tmp_path, ca
     assert trials_of(command(trials=7)) == trials_of(whole)
     assert capsys.readouterr().out.splitlines()[-1] == expected
     assert len({repr(trial[1]) for trial in trials_of(whole)}) == 7
+
+
+@pytest.mark.filterwarnings("error:The reported value is ignored")
+def test_a_validation_that_is_made_again_is_reported_once(command, monkeypatch):
+    """By a trial that died between its validation and its save. Red: reported again, of which
+    Optuna warns."""
+    save = checkpoint.save_last
+
+    def die(run):
+        if run.progress.step == 8:
+            raise KeyboardInterrupt
+        save(run)
+
+    monkeypatch.setattr(checkpoint, "save_last", die)
+    with pytest.raises(KeyboardInterrupt):
+        command(trials=1)
+    monkeypatch.setattr(checkpoint, "save_last", save)
+    assert sorted(trials_of(command(trials=1))[0][-1]) == [4, 8, 12]
 
 
 def test_the_best_trial_is_that_of_the_best_validation(command, capsys):
