@@ -86,7 +86,9 @@ def run_script(words: list[str], folder: Path) -> None:
     begun = time.perf_counter()
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as child:
         # Stopped, this waits for the training to be saved; its status then ends this, too.
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        child.wait()
+        signal.signal(signal.SIGTERM, before)
     with seconds_file(folder).open("a", encoding="utf-8") as file:
         print(time.perf_counter() - begun, file=file)
     if child.returncode:
@@ -108,7 +110,9 @@ def write_unlabelled(options) -> Path:
     file = options.folder / "unlabelled.parquet"
     if not file.exists():
         table = read_table(options.unlabelled, options.unlabelled_split, flag="--unlabelled")
-        texts = [text for _, _, chunk in table.chunks(["text"]) for text in chunk["text"].to_pylist()]
+        texts = [
+            text for _, _, chunk in table.chunks(["text"]) for text in chunk["text"].to_pylist()
+        ]
         texts = random.Random(0).sample(texts, min(options.unlabelled_texts, len(texts)))
         part = file.with_suffix(".part")
         Dataset.from_dict({"text": texts}).to_parquet(str(part))

@@ -48,8 +48,8 @@ def gradients(model, batch, labels) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", SHORTER)
 def test_logits_and_gradients_are_those_of_the_whole_layer(kind, attention, tmp_path):
-    """With texts of several lengths, and of one, without a mask. Red: `first` with [:, 1:2]; keys
-    of the first token; a norm left out; without the residual."""
+    """With texts of several lengths, and of one, without a mask. Red: keys detached (the logits
+    stay); `first` with [:, 1:2] or a norm left out (which is noticed: the layer stays whole)."""
     folder = make_family(kind, tmp_path / "model")
     tokenizer = load_tokenizer(str(folder), max_length=32)
     pair = [load_classifier(str(folder), tokenizer, new_head=True, whole=w) for w in (True, False)]
@@ -73,6 +73,7 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(kind, attention, tmp_
 
 @pytest.mark.parametrize("kind", AS_THEY_ARE)
 def test_other_families_run_as_they_are(kind, tmp_path):
+    """Red: AlbertLayer and LongformerLayer in SHORTENED."""
     folder = make_family(kind, tmp_path / "model")
     tokenizer = load_tokenizer(str(folder), max_length=32)
     assert not shortened(load_classifier(str(folder), tokenizer, new_head=True))
@@ -103,7 +104,7 @@ def load_small(folder):
 @pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": True}])
 def test_a_training_has_the_losses_of_the_whole_layer(train_command, tmp_path, flags):
     """Without dropout, of which fewer masks are drawn. Red: `whole` left out of load_model (the
-    same bits); hidden[:, :1] as the residual of all tokens."""
+    same bits); keys detached."""
     flags |= {"dropout": 0.0, "max_steps": 20, "logging_steps": 1}
     runs = [
         train_command(last_layer=kind, output_dir=tmp_path / kind, **flags)

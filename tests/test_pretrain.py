@@ -74,9 +74,36 @@ def test_eight_of_ten_hidden_tokens_are_masked_one_is_another_and_one_stays(tiny
     assert kept == pytest.approx(0.1 + 0.1 / 45, abs=0.01)
 
 
+def set_up(tiny, folder):
+    write_csv(folder / "train.csv", make_rows(60, seed=1))
+    config = PretrainConfig(
+        model=str(tiny), dataset=str(folder), dropout=0.0, max_length=32, num_threads=1
+    )
+    accelerator = train.make_accelerator(config)
+    settings = train.checkpoint.settings_of(config, accelerator)
+    return pretrain_mlm.set_up_masked(config, accelerator, settings)
+
+
+def test_the_labels_are_the_tokens_that_are_hidden_and_each_epoch_hides_others(tiny, tmp_path):
+    """Red: `at - 1` in join; `epoch` left out of the seed."""
+    run = set_up(tiny, tmp_path)
+    steps, hidden = run.plan.steps_per_epoch, {}
+    batches = masked_batches(run, range(1, 2 * steps + 1), run.text_weights)
+    for step, batch in enumerate(batches, 1):
+        (rows,) = run.plan.deal(step)
+        ids = [run.train_set[number]["input_ids"] for number in rows.tolist()]
+        places = [row.nonzero().flatten().tolist() for row in batch["positions"]]
+        tokens = [of[place] for of, own in zip(ids, places, strict=True) for place in own]
+        assert batch["labels"].tolist() == tokens
+        for number, own in zip(rows.tolist(), places, strict=True):
+            hidden.setdefault(number, []).append(own)
+    assert len(hidden) == len(run.train_set) == 42
+    assert sum(first != second for first, second in hidden.values()) > 30
+
+
 def test_the_loss_is_that_of_transformers_own_model(pretrain, tiny, tmp_path, monkeypatch):
-    """Of the same batch, labels of -100 elsewhere; in one pass and in four. Red: `positions` off
-    by one; the head on all positions."""
+    """Of the same batch, labels of -100 elsewhere; in one pass and in four. Red: `positions` rolled
+    by one in MaskedWords; the head on all positions."""
     losses = []
     for passes in (1, 4):
         seen = []
@@ -90,13 +117,7 @@ def test_the_loss_is_that_of_transformers_own_model(pretrain, tiny, tmp_path, mo
         losses.append(seen)
     assert np.allclose(*losses, rtol=1e-5)
 
-    config = PretrainConfig(
-        model=str(tiny), dataset=str(tmp_path), dropout=0.0, max_length=32, num_threads=1
-    )
-    write_csv(tmp_path / "train.csv", make_rows(60, seed=1))
-    accelerator = train.make_accelerator(config)
-    settings = train.checkpoint.settings_of(config, accelerator)
-    run = pretrain_mlm.set_up_masked(config, accelerator, settings)
+    run = set_up(tiny, tmp_path / "data")
     batch = next(masked_batches(run, range(1, 2), run.text_weights))
     labels = torch.full(batch["input_ids"].shape, -100)
     labels[batch["positions"]] = batch["labels"]
@@ -114,7 +135,7 @@ def test_the_loss_is_that_of_transformers_own_model(pretrain, tiny, tmp_path, mo
 
 
 def test_a_pretraining_that_is_killed_ends_in_the_same_bits(pretrain, tmp_path):
-    """Twice. Red: masks by `np.random.default_rng(seed)` for all texts; `epoch` left out."""
+    """Twice. Red: masks by one `np.random.default_rng(seed)` for all texts."""
     whole = pretrain(output_dir=tmp_path / "whole")
     for step in (6, 10):
         with dying_at(step):

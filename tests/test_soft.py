@@ -42,12 +42,15 @@ def set_up(output):
 
 @pytest.mark.parametrize("weights", [None, "balanced"])
 def test_the_gradient_is_that_of_the_cross_entropy_of_distributions(
-    soft, train_command, tmp_path, monkeypatch, weights
+    train_command, tmp_path, monkeypatch, weights
 ):
-    """-sum p log q over the batch, by hand, one text at a time, however the batch is dealt.
+    """-sum p log q over the batch, by hand, one text at a time, however the batch is dealt. Two
+    thirds of the texts are of one class.
 
     Red: the classes left in place of "soft" in Collator; weigh_texts by the classes.
     """
+    uneven = [row for number, row in enumerate(make_rows(80, seed=1)) if number % 4 != 1]
+    soft = write_csv(tmp_path / "soft.csv", soften(uneven), HEADER)
     gradients = record_gradients(monkeypatch)
     few = {"dataset": soft, "soft_labels": "p_", "learning_rate": 1e-30, "max_steps": 3}
     few |= {"dropout": 0.0, "class_weights": weights} if weights else {"dropout": 0.0}
@@ -56,6 +59,7 @@ def test_the_gradient_is_that_of_the_cross_entropy_of_distributions(
         train_command(output_dir=tmp_path / f"{parts}", **sizes, **few)
     run = set_up(tmp_path / "1")
     count = np.bincount(run.train_set["labels"][:])
+    assert count.tolist() == [28, 14]
     of_class = torch.tensor(len(run.train_set) / (2 * count) if weights else np.ones(2))
     for step in range(1, 4):
         total = weight = 0
