@@ -133,7 +133,7 @@ def write_encoder(run: Run) -> None:
     folder = run.output / "encoder"
     on_main(lambda: write_folder(folder, fill, checkpoint.weight_bytes(run.settings)))
     on_main(lambda: [remove_copies(run.output / name) for name in ("encoder", "last")])
-    run.monitor.say(f"written to {folder}; next: train.py --model {folder}")
+    run.monitor.say(f"written to {folder}; next: train.py with your flags and --model {folder}")
 
 
 def pretrain(config: PretrainConfig) -> int:

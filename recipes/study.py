@@ -12,6 +12,7 @@ from optuna import visualization
 from optuna.trial import Trial, TrialState
 
 from runtime.flags import UserError, convert
+from runtime.monitor import python_here
 
 # Flags that may differ between trials whose validations are compared: those of what is learnt, and
 # how; not those of the texts, of the metric, or of the machine.
@@ -145,6 +146,6 @@ def report(study, config, flags: dict) -> None:
         f"best: trial {best.number}, validation {config.metric_for_best_model} {best.value:.4f}, "
         f"in {output / f'trial_{best.number}' / 'best'}; chosen from {len(done)} by the same "
         "texts, so expect less on others",
-        f"train.py {shlex.join(words)}",
+        f"{python_here()} train.py {shlex.join(words)} --output_dir=best_trial",
         sep="\n",
     )

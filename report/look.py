@@ -54,7 +54,7 @@ def examine(
         "repeats": count_repeats(train, validation),
         "in_both": int(np.isin(validation.hashes, train.hashes).sum()),
         "baselines": {
-            "largest_class": float((validation.labels == largest_class(train.labels)[0]).mean()),
+            "largest_class": float(largest_class(validation.labels)[1]),
             "bag_of_words": bag_of_words(train, validation),
         },
     }
@@ -106,30 +106,27 @@ def bag_of_words(train: LabelledTexts, validation: LabelledTexts) -> dict:
 
 
 def measure_baselines(classifier, texts: LabelledTexts) -> tuple[dict, list[str]]:
-    """Accuracies on `texts` of what is learnt from the training texts without the model; None where
-    these cannot be read. And a line that says so, or that only some of them are there."""
+    """Accuracies on `texts` without the model: of one answer for all, and of a bag of words learnt
+    from the training texts; None where these cannot be read. And a line that says so, or that only
+    some of them are there."""
     known = np.unique(read_seen(classifier.folder).training)
-    found = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": len(known)}
+    found = {"bag_of_words": None, "learnt_from": 0, "of": len(known)}
+    found = {"largest_class": float(largest_class(texts.labels)[1])} | found
     if not len(known):
-        return found, [f"no baselines: {classifier.folder} does not hold what it was trained on"]
+        return found, [f"no bag of words: {classifier.folder} has no record of its training texts"]
     try:
         trained = training_texts(classifier, known)
     except UserError as error:
-        return found, [f"no baselines, as the training texts cannot be read ({error.args[0]})"]
+        return found, [f"no bag of words, as the training texts cannot be read ({error.args[0]})"]
     there = len(np.unique(trained.hashes))
     if not there:
-        return found, ["no baselines, as none of the training texts is there any more"]
-    found = {
-        "largest_class": float((texts.labels == largest_class(trained.labels)[0]).mean()),
-        "bag_of_words": bag_of_words(trained, texts)["accuracy"],
-        "learnt_from": there,
-        "of": len(known),
-    }
+        return found, ["no bag of words, as none of the training texts is there any more"]
+    found |= {"bag_of_words": bag_of_words(trained, texts)["accuracy"], "learnt_from": there}
     if there == len(known):
         return found, []
     return found, [
-        f"the largest class and the bag of words are of {there:,} of the {len(known):,} texts that "
-        f"the model was trained on: the others are not in {trained.table.source}"
+        f"the bag of words has {there:,} of the {len(known):,} texts that the model was trained "
+        f"on: the others are not in {trained.table.source}"
     ]
 
 

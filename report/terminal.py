@@ -34,8 +34,6 @@ def texts(count: int) -> str:
 
 def show_baselines(report: dict) -> None:
     largest, words = (report["baselines"][name] for name in ("largest_class", "bag_of_words"))
-    if largest is None:
-        return
     said = f"on these texts the largest class alone has {largest:.4f}"
     if words is not None:
         better = ": the bag of words is better" * (words > report["accuracy"])

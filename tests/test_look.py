@@ -87,7 +87,7 @@ def test_every_figure_is_that_of_pandas_and_scikit_learn(uneven, tiny, tmp_path,
     assert look["left_out"] == 3
     assert tuple(look["repeats"].values()) == repeats_of(train, validation)
     assert look["in_both"] == validation.text.isin(train.text).sum() == 0
-    dummy = DummyClassifier(strategy="most_frequent").fit(train.text, train.label)
+    dummy = DummyClassifier(strategy="most_frequent").fit(validation.text, validation.label)
     assert look["baselines"]["largest_class"] == dummy.score(validation.text, validation.label)
     vectorize = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     model = LogisticRegression(C=10, max_iter=200)

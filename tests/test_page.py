@@ -226,7 +226,7 @@ def test_the_same_report_gives_the_same_bytes_whatever_matplotlib_is_set_to(two,
 def test_a_page_of_another_programs_model_names_what_it_lacks(two, tmp_path):
     """Red: an empty plot of thresholds; the footer left out; None as a baseline's percentage."""
     report = {key: value for key, value in two[0].items() if key not in ("curves", "comparison")}
-    report["baselines"] = {"largest_class": None, "bag_of_words": None, "learnt_from": 0, "of": 0}
+    report["baselines"] = {"largest_class": 0.5, "bag_of_words": None, "learnt_from": 0, "of": 0}
     after = {
         "temperature": None,
         "at_limit": False,

@@ -557,7 +557,7 @@ def test_baselines_are_learnt_from_the_training_texts_alone(trained, tmp_path):
     texts = training_texts(classifier, hashes)
     assert len(texts) == len(hashes) == 105
     true = [("negative", "positive").index(label) for _, label in make_rows(61, seed=2)]
-    dummy = DummyClassifier(strategy="most_frequent").fit(texts.rows, texts.labels)
+    dummy = DummyClassifier(strategy="most_frequent").fit(true, true)
     assert found["largest_class"] == dummy.score(true, true)
     assert found["bag_of_words"] > 0.8
     assert found["learnt_from"] == found["of"] == 105
@@ -574,10 +574,10 @@ def test_baselines_of_some_of_the_training_texts_are_said_to_be(tiny, tmp_path, 
     evaluation.main(flags)
     found = json.loads((tmp_path / "run" / "best" / "report_test.json").read_text())["baselines"]
     assert 20 < found["learnt_from"] < 36
-    assert f"are of {found['learnt_from']} of the 56 texts that" in capsys.readouterr().out
+    assert f"has {found['learnt_from']} of the 56 texts that" in capsys.readouterr().out
     write_csv(data, make_rows(80, seed=7))
     evaluation.main(flags)
-    assert "no baselines, as none of the training texts is there" in capsys.readouterr().out
+    assert "no bag of words, as none of the training texts is there" in capsys.readouterr().out
 
 
 def test_a_threshold_is_chosen_stored_and_applied(trained, tmp_path, capsys):

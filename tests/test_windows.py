@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import eval as evaluation
 import train
-from config import EvalConfig
+from config import Config, EvalConfig
 from report.windows import OVERLAP, starts_of_windows
+from runtime.card import make_card
 from runtime.flags import UserError
 
 
@@ -103,6 +105,11 @@ def test_a_report_of_whole_texts_does_not_replace_one_of_cut_texts(best, tmp_pat
     evaluation.main([*ckpt, f"--report={tmp_path / 'r.json'}"])
     with pytest.raises(UserError, match=r"another report \(other long\); give --report FILE"):
         evaluation.main([*ckpt, "--long=window", f"--report={tmp_path / 'r.json'}"])
+    copy = shutil.copytree(best, tmp_path / "best")
+    for long, splits in (("window", 1), ("cut", 2)):  # validation alone, and test
+        evaluation.main([f"--ckpt={copy}", "--num_threads=1", f"--long={long}", "--overwrite"])
+        results = make_card(copy, Config).data.eval_results
+        assert len({result.dataset_split for result in results}) == splits
 
 
 def test_pairs_have_no_windows(best, tmp_path, tiny):
