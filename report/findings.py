@@ -80,7 +80,7 @@ def of_part(baselines: dict) -> list[str]:
     if there == count or not there:
         return []
     return [
-        f"The bag of words was learnt from {there:,} of the {count:,} training texts, as the others "
+        f"The bag of words was learnt from {there:,} of {count:,} training texts, as the others "
         "are not there any more."
     ]
 
