@@ -139,6 +139,18 @@ def test_the_page_of_speed_is_that_of_the_newest_results():
     assert ours["padding_fraction"]["max"] <= 0.02
 
 
+def test_the_page_of_accuracy_is_that_of_the_newest_results():
+    """And the README's figures are its. Red: a figure changed in either."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from make_accuracy import newest, page
+
+    assert (ROOT / "docs" / "accuracy.md").read_text() == page()
+    report = newest("imdb-report")
+    low, high = (f"{100 * bound:.2f}" for bound in report["interval_95"])
+    assert f"**{100 * report['accuracy']:.2f} %** ({low} to {high})" in README
+    assert f"a bag of words {100 * report['baselines']['bag_of_words']:.2f} %" in README
+
+
 def test_the_page_of_mistakes_is_that_of_the_tests():
     """Red: a line changed in tests/test_mistakes.py."""
     sys.path.insert(0, str(ROOT / "tools"))
