@@ -179,6 +179,7 @@ ANOTHER = "give the old value, another --output_dir, or --overwrite to delete th
 FLAGS = [
     flag("--learning_rte=1", "unknown flag --learning_rte: did you mean --learning_rate?"),
     flag("--learn=1", "unknown flag --learn: did you mean --learning_rate?"),
+    flag("--epochs=1", "unknown flag --epochs: did you mean --num_train_epochs?"),
     flag("--zzz", "unknown flag --zzz: --help lists the flags"),
     flag("-lr", "unknown flag -lr: --help lists the flags"),
     flag("film", "'film' is not a flag: flags start with --, and take one value at most"),
