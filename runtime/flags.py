@@ -178,7 +178,7 @@ def name_unknown(word: str, flags) -> str:
     bare = name.lstrip("-")
     near = [known for known in flags if len(bare) > 2 and known.startswith(bare)]
     near = near or difflib.get_close_matches(bare, flags, n=1, cutoff=0.65)
-    near = near or [known for known in flags if len(bare) > 2 and bare in known]
+    near = near or [known for known in flags if known.endswith(f"_{bare}")]
     hint = f"did you mean --{near[0]}?" if near else "--help lists the flags"
     return f"unknown flag {name}: {hint}"
 
