@@ -104,7 +104,7 @@ def load_small(folder):
 @pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": True}])
 def test_a_training_has_the_losses_of_the_whole_layer(train_command, tmp_path, flags):
     """Without dropout, of which fewer masks are drawn. Red: `whole` left out of load_model (the
-    same bits); keys detached."""
+    same bits); values detached."""
     flags |= {"dropout": 0.0, "max_steps": 20, "logging_steps": 1}
     runs = [
         train_command(last_layer=kind, output_dir=tmp_path / kind, **flags)
