@@ -8,8 +8,8 @@ best step by validation, Trainer its last, as its defaults do. Texts without lab
 --unlabelled. The test split is opened after a training, and decides nothing. What is finished stays
 in SCRATCH; the same command goes on, and goes on with a training that was stopped.
 
-The differences between arms come with two standard errors. Over the texts: for each, the share of
-seeds in which one arm is right, minus that of the other; mean and standard error over the texts.
+The difference of an arm to "ours" comes with two standard errors. Over the texts: for each, the
+share of seeds in which the arm is right, minus that of ours; mean and standard error over texts.
 Over the seeds: the difference of each seed; mean and standard error. Only the second accounts for
 another seed giving another model; with few seeds it is large. Minutes are of all starts of a
 training, on whatever else the machine did meanwhile.
@@ -56,14 +56,15 @@ class Arm:
 
 FURTHER, UNLABELLED = "--model={encoder}", "--unlabelled={unlabelled}"
 SELF_TRAINED = Arm("recipes/self_train.py", (UNLABELLED,), best="round_1/best")
+OURS = "ours"
 ARMS = {
+    OURS: Arm(),
     "HF Trainer": Arm(
         "bench/peer_trainer.py", ("--train_sampling_strategy=random", "--attention_dropout=0.1")
     ),
-    "ours": Arm(),
     "ours, the end of long texts": Arm(flags=("--truncation=tail",)),
     "ours, start and end of long texts": Arm(flags=("--truncation=head_tail",)),
-    "ours, long texts tested in windows": Arm(long="window", trained_as="ours"),
+    "ours, long texts tested in windows": Arm(long="window", trained_as=OURS),
     "ours, label smoothing 0.1": Arm(flags=("--label_smoothing_factor=0.1",)),
     "ours, warm-up 0.3": Arm(flags=("--warmup_steps=0.3",)),
     "ours, further training first": Arm(flags=(FURTHER,)),
@@ -144,17 +145,11 @@ def leave_out(flags: list[str], names: set[str]) -> list[str]:
 # ---------------------------------------------------------------- results
 
 
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    right: np.ndarray  # (texts,) booleans: which of the test texts are classified correctly
-    baselines: dict
-    commit: str  # that trained the model
-
-
-def measure(name: str, seed: int, options, flags: list[str]) -> Tested:
-    """Train and test the arm, unless that is done."""
+def measure(name: str, seed: int, options, flags: list[str]) -> np.ndarray:
+    """Train and test the arm, unless that is done. (texts,) booleans: which of the test texts are
+    classified correctly."""
     arm, folder = ARMS[name], folder_of(options, name, seed)
-    result = options.folder / f"{name}_{seed}_of_{options.test}.npz".replace(", ", " ")
+    result = options.folder / f"{name}_{seed}_of_{options.test}.npy".replace(", ", " ")
     if not result.exists():
         paths = {}
         if UNLABELLED in arm.flags or FURTHER in arm.flags:
@@ -162,11 +157,11 @@ def measure(name: str, seed: int, options, flags: list[str]) -> Tested:
         if FURTHER in arm.flags:
             paths["encoder"] = train_encoder(options, flags, paths["unlabelled"])
         train_arm(arm.trained_as or name, seed, folder, flags, **paths)
-        tested = test(folder / arm.best, options.test, arm.long)
-        np.savez(result, **dataclasses.asdict(tested) | {"baselines": json.dumps(tested.baselines)})
-        print(f"{name}, seed {seed}: {tested.right.mean():.4f}", flush=True)
-    with np.load(result) as found:
-        return Tested(found["right"], json.loads(str(found["baselines"])), str(found["commit"]))
+        classifier, split = open_test(folder / arm.best, options.test, arm.long)
+        right = classifier.predict_split(split).right
+        np.save(result, right)
+        print(f"{name}, seed {seed}: {right.mean():.4f}", flush=True)
+    return np.load(result)
 
 
 def folder_of(options, name: str, seed: int) -> Path:
@@ -174,14 +169,11 @@ def folder_of(options, name: str, seed: int) -> Path:
     return options.folder / f"{name.replace(', ', ' ').replace(' ', '_')}_{seed}"
 
 
-def test(ckpt: Path, texts: int, long: str) -> Tested:
+def open_test(ckpt: Path, texts: int, long: str):
     AcceleratorState._reset_state()  # each checkpoint in the precision of its own training
     config = EvalConfig(ckpt=str(ckpt), max_test_samples=texts, long=long)
     classifier = open_classifier(config)
-    split = load_split(config, classifier).texts
-    baselines, _ = measure_baselines(classifier, split)
-    right = classifier.predict_split(split).right
-    return Tested(right, baselines, classifier.trained["environment"]["commit"])
+    return classifier, load_split(config, classifier).texts
 
 
 def compare(a: np.ndarray, b: np.ndarray) -> dict:
@@ -197,32 +189,39 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict:
     }
 
 
-def summarize(options, flags: list[str], found: dict[str, list[Tested]]) -> dict:
-    rows = {name: np.stack([one.right for one in of]) for name, of in found.items()}
-    arms = {
-        name: {
-            "script": ARMS[name].script,
-            "flags": ARMS[name].flags,
-            "long": ARMS[name].long,
-            "accuracy": rows[name].mean(1).tolist(),
-            "minutes": [minutes(folder_of(options, name, seed)) for seed in options.seeds],
-            "commits": sorted({one.commit for one in of}),
-        }
-        for name, of in found.items()
+def describe_arm(name: str, options, right: np.ndarray, ours: np.ndarray) -> dict:
+    arm, folders = ARMS[name], [folder_of(options, name, seed) for seed in options.seeds]
+    trained = [
+        json.loads((folder / arm.best / "training_config.json").read_text())["environment"]
+        for folder in folders
+    ]
+    return {
+        "script": arm.script,
+        "flags": arm.flags,
+        "long": arm.long,
+        "accuracy": right.mean(1).tolist(),
+        "beside_ours": compare(right, ours) if name != OURS else None,
+        "minutes": [minutes(folder) for folder in folders],
+        "commits": sorted({of["commit"] for of in trained}),
+        "threads": sorted({of["threads"] for of in trained}),
     }
+
+
+def summarize(options, flags: list[str], right: dict[str, np.ndarray]) -> dict:
+    """`right`: (seeds, texts) of each arm."""
+    # Of the labelled texts: self-training has others, too.
+    first = folder_of(options, OURS, options.seeds[0]) / ARMS[OURS].best
+    baselines, _ = measure_baselines(*open_test(first, options.test, "cut"))
     further = options.folder / "further_training"
     return {
         **describe_machine(),
         "command": this_command(options.json),
         "flags": flags,
         "seeds": options.seeds,
-        "test_texts": len(rows[options.arms[0]][0]),
-        "baselines": found[options.arms[-1]][0].baselines,
+        "test_texts": right[OURS].shape[1],
+        "baselines": baselines,
         "minutes_of_further_training": minutes(further) if further.exists() else None,
-        "arms": arms,
-        "comparisons": {
-            f"{a} - {b}": compare(rows[a], rows[b]) for b, a in itertools.combinations(rows, 2)
-        },
+        "arms": {name: describe_arm(name, options, of, right[OURS]) for name, of in right.items()},
     }
 
 
@@ -233,7 +232,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, help="beside ours")
     parser.add_argument("--test", type=int, default=2000, help="test texts")
     parser.add_argument("--unlabelled", default="stanfordnlp/imdb")
     parser.add_argument("--unlabelled_split", default="unsupervised")
@@ -247,10 +246,10 @@ def main() -> None:
     if given.exists() and json.loads(given.read_text()) != flags:
         raise UserError(f"--folder {options.folder}: holds runs with other flags; give another")
     given.write_text(json.dumps(flags))
-    found = {name: [] for name in options.arms}
-    for seed, name in itertools.product(options.seeds, options.arms):
-        found[name].append(measure(name, seed, options, flags))
-    result = summarize(options, flags, found)
+    right = {name: [] for name in [OURS, *options.arms]}
+    for seed, name in itertools.product(options.seeds, right):
+        right[name].append(measure(name, seed, options, flags))
+    result = summarize(options, flags, {name: np.stack(of) for name, of in right.items()})
     print(json.dumps(result, indent=1))
     write_json(options.json, result)
 

@@ -93,13 +93,12 @@ def spread(values: list[float]) -> str:
     return f"{middle} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-def beside(result: dict, name: str) -> str:
-    for pair, sign in ((f"{name} - ours", 1), (f"ours - {name}", -1)):
-        if found := result["comparisons"].get(pair):
-            seeds, texts = (found[f"standard_error_over_{of}"] for of in ("seeds", "texts"))
-            errors = [f"{100 * error:.2f}" for error in (seeds, texts) if error is not None]
-            return f"{100 * sign * found['difference']:+.2f} ± {', '.join(errors)}"
-    return ""
+def points(found: dict | None) -> str:
+    if not found:
+        return ""
+    errors = [found[f"standard_error_over_{of}"] for of in ("seeds", "texts")]
+    known = [f"{100 * error:.2f}" for error in errors if error is not None]
+    return f"{100 * found['difference']:+.2f} ± {', '.join(known)}"
 
 
 def rows_of(result: dict):
@@ -113,16 +112,17 @@ def rows_of(result: dict):
         commits = ", ".join(commit[:7] for commit in arm["commits"])
         flags = f"`{script}{' '.join(own)}`" if script or own else ""
         accuracy = spread(arm["accuracy"])
-        yield name, flags, accuracy, beside(result, name), f"{minutes:.0f}", commits
+        yield name, flags, accuracy, points(arm["beside_ours"]), f"{minutes:.0f}", commits
 
 
 def fields(result: dict) -> dict:
     packages = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "transformers"))
     learnt_from = result["baselines"]["learnt_from"]
+    threads = ", ".join(map(str, result["arms"]["ours"]["threads"]))
     return {
         "command": result["command"],
         "seeds": ", ".join(map(str, result["seeds"])),
-        "machine": f"{result['hardware']}, {packages}",
+        "machine": f"{result['hardware']}, threads for each training: {threads}, {packages}",
         "learnt_from": f"{learnt_from:,} labelled texts",
         "test_texts": f"{result['test_texts']:,}",
     }
