@@ -74,15 +74,17 @@ class Config:
         "first_token: only what the classifier reads, where that is the first token; all: as it is",
         one_of("first_token", "all"),
     )
-    attention_dropout: float = flag(0.0, "not the model's; above 0: slow on CPU", FROM_0_BELOW_1)
+    attention_dropout: float = flag(
+        0.0, "the model's is not used; above 0: slow on CPU", FROM_0_BELOW_1
+    )
     dropout: float | None = flag(None, "every other dropout; default: the model's", FROM_0_BELOW_1)
 
     # Optimization
     num_train_epochs: float = flag(3.0, "passes over the training split", ABOVE_0)
-    max_steps: int = flag(-1, "number of updates; -1: by --num_train_epochs", MINUS_1_OR_ABOVE_0)
+    max_steps: int = flag(-1, "number of steps; -1: by --num_train_epochs", MINUS_1_OR_ABOVE_0)
     # Global batch: these two times the number of processes. A resumed run keeps it.
     per_device_train_batch_size: int = adjustable(16, "texts per process and pass", AT_LEAST_1)
-    gradient_accumulation_steps: int = adjustable(1, "forward passes per update", AT_LEAST_1)
+    gradient_accumulation_steps: int = adjustable(1, "forward passes per step", AT_LEAST_1)
     per_device_eval_batch_size: int = adjustable(64, "texts per pass in evaluation", AT_LEAST_1)
     max_tokens_per_forward: int | None = adjustable(
         None,
@@ -97,7 +99,7 @@ class Config:
     )
     learning_rate: float = flag(2e-5, "peak rate; small models such as MiniLM need 1e-4", ABOVE_0)
     lr_scheduler_type: str = flag("linear", "after warm-up", one_of("linear", "cosine", "constant"))
-    warmup_steps: float = flag(0.06, "updates of warm-up; below 1: a share of all", SHARE_OR_STEPS)
+    warmup_steps: float = flag(0.06, "steps of warm-up; below 1: a share of all", SHARE_OR_STEPS)
     class_weights: str | None = flag(
         None, "balanced: all classes weigh alike in the loss", one_of("balanced")
     )
@@ -116,14 +118,16 @@ class Config:
     eval_samples: int = adjustable(150, "validation texts in such an evaluation", AT_LEAST_1)
     save_steps: int = adjustable(200, "steps between writes of last/", AT_LEAST_1)
     max_save_share: float = adjustable(
-        0.02, "share of the time for --save_steps; above it, saves are skipped", ABOVE_0_UP_TO_1
+        0.02,
+        "share of the time that --save_steps may take; more saves are skipped",
+        ABOVE_0_UP_TO_1,
     )
     validate_steps: int | None = flag(
         None, "steps between full validations, which choose best/; default: an epoch", AT_LEAST_1
     )
     metric_for_best_model: str = flag(
         "accuracy",
-        "by which they choose; macro_f1: the mean of the classes' F1, however few their texts",
+        "what chooses best/; macro_f1: the mean of the classes' F1, however few their texts",
         one_of("accuracy", "macro_f1", "loss"),
     )
     early_stopping_patience: int | None = flag(

@@ -94,6 +94,16 @@ def choose_balanced(
     return np.sort(np.concatenate(rows))
 
 
+def find_unsure(shares: np.ndarray, of_labelled: np.ndarray, names: list[str]) -> str:
+    """The class whose surest text is the least sure, in words."""
+    labels, top = shares.argmax(1), shares.max(1)
+    surest = [max(top[labels == label], default=0.0) for label in range(len(names))]
+    worst = min(np.flatnonzero(of_labelled), key=surest.__getitem__)
+    if not surest[worst]:
+        return f"no unlabelled text is taken for class {names[worst]!r}"
+    return f"the surest unlabelled text of class {names[worst]!r} has {surest[worst]:.6g}"
+
+
 def write_data(folder: Path, config, labelled, validation, texts: Texts, shares) -> None:
     """`folder`/train.parquet, the labelled texts and then the others, and validation.parquet."""
     for name, side in ("train", labelled), ("validation", validation):

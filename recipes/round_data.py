@@ -17,7 +17,13 @@ from accelerate.state import AcceleratorState
 from config import EvalConfig
 from data import choose_texts
 from eval import Classifier, open_classifier
-from recipes.pseudo_labels import choose_balanced, label_texts, read_unlabelled, write_data
+from recipes.pseudo_labels import (
+    choose_balanced,
+    find_unsure,
+    label_texts,
+    read_unlabelled,
+    write_data,
+)
 from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.folders import newest_whole, write_folder
@@ -70,8 +76,8 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
     rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)
     if not len(rows):
         raise UserError(
-            f"--min_probability {config.min_probability}: of at least one class no unlabelled text "
-            "has as much; give less, or a better teacher"
+            f"--min_probability {config.min_probability}: {find_unsure(shares, counts, names)}; "
+            "give less, or a better teacher"
         )
     added = [given.unlabelled[row] for row in rows]
 

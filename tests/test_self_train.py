@@ -14,7 +14,7 @@ from test_loop import assert_same_bits
 
 import eval as evaluation
 from recipes import self_train
-from recipes.pseudo_labels import choose_balanced
+from recipes.pseudo_labels import choose_balanced, find_unsure
 from runtime.flags import UserError
 from runtime.seen import read_seen
 from runtime.tables import hash_texts
@@ -150,7 +150,17 @@ def test_a_round_of_other_flags_is_not_gone_on_with(command):
         command(min_probability=0.6)
 
 
+def test_the_class_that_lacks_sure_texts_is_named():
+    """Of those that have labelled texts. Red: `max` for `min`; all classes for `flatnonzero`."""
+    names = ["a", "b", "c"]
+    shares = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.3, 0.6, 0.1]])
+    found = find_unsure(shares, np.array([5, 5, 0]), names)
+    assert found == "the surest unlabelled text of class 'b' has 0.7"
+    found = find_unsure(shares, np.array([5, 5, 5]), names)
+    assert found == "no unlabelled text is taken for class 'c'"
+
+
 def test_no_text_that_is_sure_enough_is_a_line(command):
     """Red: the check of `rows` left out."""
-    with pytest.raises(UserError, match=r"--min_probability 1\.0: of at least one class"):
+    with pytest.raises(UserError, match=r"--min_probability 1\.0: the surest unlabelled"):
         command(min_probability=1.0)
