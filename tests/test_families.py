@@ -6,7 +6,7 @@ docs/families.md has all families; tools/make_families.py makes it by the same f
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, WORDS, train_small, write_csv
 from events import dying_at
 from families import (
     FAMILIES,
@@ -19,6 +19,8 @@ from families import (
 from test_loop import assert_same_bits
 from transformers import AutoConfig, pipeline
 
+from config import EvalConfig
+from eval import open_classifier
 from model import load_classifier, load_tokenizer
 from runtime.flags import UserError
 
@@ -121,6 +123,33 @@ def test_a_model_that_knows_distances_alone_has_no_limit(tmp_path):
     tokenizer = load_tokenizer(str(tmp_path), max_length=200)
     model = load_classifier(str(tmp_path), tokenizer, new_head=True)
     assert model(input_ids=torch.full((1, 200), 8)).logits.isfinite().all()
+
+
+LONG = {"max_position_embeddings": 1002}  # of which RoBERTa and its kin use 1,000
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        *((kind, LONG) for kind in ("big_bird", "longformer", "modernbert", "roberta")),
+        ("deberta-v2", {"position_biased_input": False}),
+        ("xlnet", {}),
+    ],
+)
+def test_a_model_with_the_positions_learns_from_1000_tokens(kind, own, tmp_path):
+    """And reads the last of them. Red: 512 for `max_length` in `encode`."""
+    start = " ".join(["w1"] * 997)
+    rows = [(f"{start} {word}", label) for word, label in zip(WORDS, ["a", "b"] * 4, strict=False)]
+    model = make_family(kind, tmp_path / "model", **own)
+    data = write_csv(tmp_path / "long.csv", rows)
+    few = {"max_length": 1000, "max_steps": 2, "per_device_train_batch_size": 2}
+    train_small(model=model, dataset=data, output_dir=tmp_path / "run", **few)
+    asked = EvalConfig(ckpt=str(tmp_path / "run" / "best"), num_threads=1)
+    classifier = open_classifier(asked)
+    ids = classifier.encode([(text,) for text, _ in rows[:2]])
+    assert [len(row) for row in ids["input_ids"]] == [1000, 1000]
+    one, other = classifier.logits(ids)
+    assert not torch.equal(one, other)
 
 
 def test_the_page_of_families_has_them_all():

@@ -18,7 +18,7 @@ test split after the training. All of it with [MiniLM's weights](logbook.md) und
 name (22.7M parameters, 384 wide), so none of it can be set beside the published figures at the end.
 
 **Bag of words** is TF-IDF of words and pairs of words, and a logistic regression (report/look.py),
-on the same training texts.
+on the same training texts, of which it reads all words, whatever --max_length is.
 """
 
 PART = """
