@@ -62,6 +62,8 @@ ARMS = {
     "HF Trainer": Arm(
         "bench/peer_trainer.py", ("--train_sampling_strategy=random", "--attention_dropout=0.1")
     ),
+    "ours, batches at random": Arm(flags=("--train_sampling_strategy=random",)),
+    "ours, attention dropout 0.1": Arm(flags=("--attention_dropout=0.1",)),
     "ours, the end of long texts": Arm(flags=("--truncation=tail",)),
     "ours, start and end of long texts": Arm(flags=("--truncation=head_tail",)),
     "ours, long texts tested in windows": Arm(long="window", trained_as=OURS),
@@ -219,6 +221,7 @@ def summarize(options, flags: list[str], right: dict[str, np.ndarray]) -> dict:
         "flags": flags,
         "seeds": options.seeds,
         "test_texts": right[OURS].shape[1],
+        "unlabelled_texts": options.unlabelled_texts,
         "baselines": baselines,
         "minutes_of_further_training": minutes(further) if further.exists() else None,
         "arms": {name: describe_arm(name, options, of, right[OURS]) for name, of in right.items()},

@@ -26,8 +26,8 @@ PART = """
 
     {command}
 
-{learnt_from}, {test_texts} test texts; seeds {seeds}; {machine}. Of HF
-Trainer the last step is tested, as its defaults have it.
+{learnt_from}, {unlabelled_texts} without labels, {test_texts} test texts; seeds {seeds};
+{machine}. Of HF Trainer the last step is tested, as its defaults have it.
 
 - **Accuracy** is the mean over the seeds, with the lowest and the highest. Seeds change the order
   of the texts, dropout and the new head; the texts are the same.
@@ -54,7 +54,7 @@ FEW = """
     {command}
 
 and so for each number of labels. Accuracy in % as above; {test_texts} test texts, seeds {seeds}.
-All arms take equally many steps; 3,000 texts have no labels.
+All arms take equally many steps; {unlabelled_texts} texts have no labels.
 
 """
 
@@ -125,6 +125,7 @@ def fields(result: dict) -> dict:
         "machine": f"{result['hardware']}, threads for each training: {threads}, {packages}",
         "learnt_from": f"{learnt_from:,} labelled texts",
         "test_texts": f"{result['test_texts']:,}",
+        "unlabelled_texts": f"{result['unlabelled_texts']:,}",
     }
 
 
