@@ -197,11 +197,11 @@ def report_on_split(config: EvalConfig, classifier: Classifier) -> None:
     if not accelerator.is_main_process:
         return
     write_texts(config, texts, predicted, others)  # first: what follows may take a minute
-    validation = read_validation_of(classifier.folder)
+    # What best/ keeps was found on texts as the training cut them.
+    whole = classifier.in_windows
+    validation = None if whole else read_validation_of(classifier.folder)
     scores = score(torch.as_tensor(predicted.logits), torch.as_tensor(predicted.labels))
     baselines, line = measure_baselines(classifier, texts)
-    # It was chosen for texts as the training cut them.
-    whole = classifier.in_windows
     threshold = None if whole else stored_threshold(classifier.folder, identity["weights"])
     how = {"precision": accelerator.mixed_precision, "device": accelerator.device.type}
     report = make_report(scores, predicted, classifier.names) | {

@@ -14,7 +14,7 @@ if sys.flags.safe_path:  # python -P, PYTHONSAFEPATH: the folder of this file is
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from config import Config
-from runtime.flags import RUN_AGAIN, UserError, parse, parse_or_exit
+from runtime.flags import RUN_AGAIN, parse, parse_or_exit
 
 if __name__ == "__main__":
     GIVEN = parse_or_exit(Config)  # before the imports below, which take seconds
@@ -49,7 +49,7 @@ from runtime.engines import clip_gradient, make_accelerator, set_passes, wrap_fo
 from runtime.environment import describe_environment
 from runtime.folders import lock_folder, remove_copies
 from runtime.hub import full_path, locate
-from runtime.monitor import Monitor, describe_end, describe_start, describe_validation
+from runtime.monitor import Diverged, Monitor, describe_end, describe_start, describe_validation
 from runtime.processes import Stop, Stopped, on_main, one_goes_first, require_same, run_command
 from runtime.seen import Seen
 from runtime.soft import weigh_texts
@@ -359,10 +359,10 @@ IF_OUT_OF_MEMORY = (
 def conclude(run: Run) -> None:
     """Remove the copies that a crash would have needed, and say what to do next.
 
-    Raises `UserError` if no validation had a finite loss, so that there is no `best/`.
+    Raises `Diverged` if no validation had a finite loss, so that there is no `best/`.
     """
     if not run.progress.best_step:
-        raise UserError("no validation loss was finite, so no best/; lower --learning_rate")
+        raise Diverged("no validation loss was finite, so no best/; lower --learning_rate")
     if run.accelerator.is_main_process:
         for name in ("best", "last"):
             remove_copies(run.output / name)

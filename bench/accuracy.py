@@ -6,13 +6,14 @@ What an arm has of its own is in ARMS; all of them learn from the same labelled 
 the same weights, but for those that train these further, and take part in one test. Ours keeps the
 best step by validation, Trainer its last, as its defaults do. Texts without labels are a sample of
 --unlabelled. The test split is opened after a training, and decides nothing. What is finished stays
-in SCRATCH; the same command goes on, and goes on with a training that was stopped.
+in SCRATCH; the same command goes on, and goes on with a training that was stopped, but that of
+Trainer, which starts anew.
 
 The difference of an arm to "ours" comes with two standard errors. Over the texts: for each, the
 share of seeds in which the arm is right, minus that of ours; mean and standard error over texts.
 Over the seeds: the difference of each seed; mean and standard error. Only the second accounts for
 another seed giving another model; with few seeds it is large. Minutes are of all starts of a
-training, on whatever else the machine did meanwhile.
+training, with the further training that it starts from, whatever else the machine did meanwhile.
 """
 
 import argparse
@@ -33,12 +34,14 @@ from datasets import Dataset
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.common import this_command, write_json
-from config import EvalConfig
+from config import Config, EvalConfig
 from eval import load_split, open_classifier
 from recipes.pretrain_mlm import NOT_HERE
+from report.asked import SPLIT_SETTINGS
 from report.look import measure_baselines
 from runtime.environment import describe_machine
-from runtime.flags import UserError
+from runtime.flags import UserError, parse
+from runtime.hub import full_path
 from runtime.processes import run_command
 from runtime.splits import read_table
 
@@ -88,10 +91,13 @@ def run_script(words: list[str], folder: Path) -> None:
     """Its seconds are added to a file, of a start that is stopped, too."""
     begun = time.perf_counter()
     with subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as child:
-        # Stopped, this waits for the training to be saved; its status then ends this, too.
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        # Stopped, this waits for the training to be saved; its status then ends this, too. Ctrl-C
+        # the child gets from the terminal.
+        handlers = {signal.SIGTERM: lambda *_: child.terminate(), signal.SIGINT: lambda *_: None}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         child.wait()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     with seconds_file(folder).open("a", encoding="utf-8") as file:
         print(time.perf_counter() - begun, file=file)
     if child.returncode:
@@ -110,44 +116,48 @@ def minutes(folder: Path) -> float:
 
 
 def write_unlabelled(options) -> Path:
-    file = options.folder / "unlabelled.parquet"
+    file, column = options.folder / "unlabelled.parquet", options.config.text_column
     if not file.exists():
         table = read_table(options.unlabelled, options.unlabelled_split, flag="--unlabelled")
         texts = [
-            text for _, _, chunk in table.chunks(["text"]) for text in chunk["text"].to_pylist()
+            text for _, _, chunk in table.chunks([column]) for text in chunk[column].to_pylist()
         ]
-        texts = random.Random(0).sample(texts, min(options.unlabelled_texts, len(texts)))
+        if len(texts) < options.unlabelled_texts:
+            raise UserError(
+                f"--unlabelled_texts {options.unlabelled_texts}: there are {len(texts)}"
+            )
+        texts = random.Random(0).sample(texts, options.unlabelled_texts)
         part = file.with_suffix(".part")
-        Dataset.from_dict({"text": texts}).to_parquet(str(part))
+        Dataset.from_dict({column: texts}).to_parquet(str(part))
         part.replace(file)
     return file
 
 
-def train_encoder(options, flags: list[str], unlabelled: Path) -> Path:
+def train_encoder(options, unlabelled: Path) -> Path:
     """On masked words of the labelled and unlabelled texts, for all seeds once."""
-    folder = options.folder / "further_training"
+    folder = further_folder(options)
     if not (folder / "encoder").exists():
         own = [f"--unlabelled={unlabelled}", "--num_train_epochs=1", f"--output_dir={folder}"]
-        others = leave_out(flags, {*NOT_HERE, "num_train_epochs", "max_steps"})
+        others = flags_of(options.config, but_for={*NOT_HERE, "num_train_epochs", "max_steps"})
         run_script(["recipes/pretrain_mlm.py", *others, *own], folder)
     return folder / "encoder"
 
 
-def leave_out(flags: list[str], names: set[str]) -> list[str]:
-    """`flags`, each as --name=value or --name value, but for those names."""
-    words, kept = iter(flags), []
-    for word in words:
-        name, _, value = word.removeprefix("--").partition("=")
-        value = value or next(words)
-        if name not in names:
-            kept.append(f"--{name}={value}")
-    return kept
+def further_folder(options) -> Path:
+    return options.folder / "further_training"
+
+
+def flags_of(config: Config, but_for=()) -> list[str]:
+    """Those that differ from the defaults."""
+    default = vars(Config())
+    changed = {name: value for name, value in vars(config).items() if value != default[name]}
+    return [f"--{name}={value}" for name, value in changed.items() if name not in but_for]
 
 
 # ---------------------------------------------------------------- results
 
 
-def measure(name: str, seed: int, options, flags: list[str]) -> np.ndarray:
+def measure(name: str, seed: int, options) -> np.ndarray:
     """Train and test the arm, unless that is done. (texts,) booleans: which of the test texts are
     classified correctly."""
     arm, folder = ARMS[name], folder_of(options, name, seed)
@@ -157,9 +167,9 @@ def measure(name: str, seed: int, options, flags: list[str]) -> np.ndarray:
         if UNLABELLED in arm.flags or FURTHER in arm.flags:
             paths["unlabelled"] = write_unlabelled(options)
         if FURTHER in arm.flags:
-            paths["encoder"] = train_encoder(options, flags, paths["unlabelled"])
-        train_arm(arm.trained_as or name, seed, folder, flags, **paths)
-        classifier, split = open_test(folder / arm.best, options.test, arm.long)
+            paths["encoder"] = train_encoder(options, paths["unlabelled"])
+        train_arm(arm.trained_as or name, seed, folder, flags_of(options.config), **paths)
+        classifier, split = open_test(folder / arm.best, options, arm.long)
         right = classifier.predict_split(split).right
         np.save(result, right)
         print(f"{name}, seed {seed}: {right.mean():.4f}", flush=True)
@@ -171,9 +181,13 @@ def folder_of(options, name: str, seed: int) -> Path:
     return options.folder / f"{name.replace(', ', ' ').replace(' ', '_')}_{seed}"
 
 
-def open_test(ckpt: Path, texts: int, long: str):
+def open_test(ckpt: Path, options, long: str):
+    """(The classifier, the test texts.) Self-training has learnt from files of its own, so the data
+    set that has the test split is named."""
     AcceleratorState._reset_state()  # each checkpoint in the precision of its own training
-    config = EvalConfig(ckpt=str(ckpt), max_test_samples=texts, long=long)
+    given = vars(options.config)
+    source = {name: given[name] for name in SPLIT_SETTINGS if name in given}
+    config = EvalConfig(ckpt=str(ckpt), max_test_samples=options.test, long=long, **source)
     classifier = open_classifier(config)
     return classifier, load_split(config, classifier).texts
 
@@ -193,6 +207,7 @@ def compare(a: np.ndarray, b: np.ndarray) -> dict:
 
 def describe_arm(name: str, options, right: np.ndarray, ours: np.ndarray) -> dict:
     arm, folders = ARMS[name], [folder_of(options, name, seed) for seed in options.seeds]
+    before = minutes(further_folder(options)) if FURTHER in arm.flags else 0
     trained = [
         json.loads((folder / arm.best / "training_config.json").read_text())["environment"]
         for folder in folders
@@ -203,27 +218,24 @@ def describe_arm(name: str, options, right: np.ndarray, ours: np.ndarray) -> dic
         "long": arm.long,
         "accuracy": right.mean(1).tolist(),
         "beside_ours": compare(right, ours) if name != OURS else None,
-        "minutes": [minutes(folder) for folder in folders],
+        "minutes": [before + minutes(folder) for folder in folders],
         "commits": sorted({of["commit"] for of in trained}),
         "threads": sorted({of["threads"] for of in trained}),
     }
 
 
-def summarize(options, flags: list[str], right: dict[str, np.ndarray]) -> dict:
+def summarize(options, right: dict[str, np.ndarray]) -> dict:
     """`right`: (seeds, texts) of each arm."""
     # Of the labelled texts: self-training has others, too.
     first = folder_of(options, OURS, options.seeds[0]) / ARMS[OURS].best
-    baselines, _ = measure_baselines(*open_test(first, options.test, "cut"))
-    further = options.folder / "further_training"
+    baselines, _ = measure_baselines(*open_test(first, options, "cut"))
     return {
         **describe_machine(),
         "command": this_command(options.json),
-        "flags": flags,
         "seeds": options.seeds,
         "test_texts": right[OURS].shape[1],
         "unlabelled_texts": options.unlabelled_texts,
         "baselines": baselines,
-        "minutes_of_further_training": minutes(further) if further.exists() else None,
         "arms": {name: describe_arm(name, options, of, right[OURS]) for name, of in right.items()},
     }
 
@@ -243,16 +255,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="scratch")
     parser.add_argument("--json", type=Path)
     options, flags = parser.parse_known_args()
+    config = parse(Config, flags)
+    options.config = dataclasses.replace(config, dataset=full_path(config.dataset))
     options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
+    about = [options.unlabelled, options.unlabelled_split, options.unlabelled_texts]
+    about = [*map(str, about), *flags_of(options.config)]
     given = options.folder / "flags.json"
-    if given.exists() and json.loads(given.read_text()) != flags:
+    if given.exists() and json.loads(given.read_text()) != about:
         raise UserError(f"--folder {options.folder}: holds runs with other flags; give another")
-    given.write_text(json.dumps(flags))
+    given.write_text(json.dumps(about))
     right = {name: [] for name in [OURS, *options.arms]}
     for seed, name in itertools.product(options.seeds, right):
-        right[name].append(measure(name, seed, options, flags))
-    result = summarize(options, flags, {name: np.stack(of) for name, of in right.items()})
+        right[name].append(measure(name, seed, options))
+    result = summarize(options, {name: np.stack(of) for name, of in right.items()})
     print(json.dumps(result, indent=1))
     write_json(options.json, result)
 

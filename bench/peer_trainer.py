@@ -22,13 +22,20 @@ from peers import make_trainer
 
 from config import Config
 from runtime.engines import make_accelerator
-from runtime.flags import parse
+from runtime.flags import parse, require_defaults
 from runtime.processes import run_command
 from train import evaluate, set_up
+
+# Flags that Trainer has in another way, or not; what it was not told would make its run another.
+NOT_DONE = ("class_weights", "label_smoothing_factor", "soft_labels", "max_tokens_per_forward")
+NOT_DONE += ("gradient_checkpointing", "early_stopping_patience", "torch_compile")
 
 
 def main() -> None:
     config = parse(Config)
+    require_defaults(config, NOT_DONE, "is not done here by Trainer")
+    if (Path(config.output_dir) / "best" / "validation.json").exists():  # written last
+        return
     run = set_up(config, make_accelerator(config))
     trainer, best = make_trainer(run), run.output / "best"
     begun = time.perf_counter()

@@ -20,15 +20,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Config
-from runtime.flags import BETWEEN_0_AND_1, UserError, flag, parse, parse_or_exit
+from runtime.flags import (
+    BETWEEN_0_AND_1,
+    UserError,
+    adjustable,
+    flag,
+    parse,
+    parse_or_exit,
+    require_defaults,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig(Config):
     """Masked-word training. Flags are those of train.py and a few more."""
 
-    unlabelled: str | None = flag(None, "Hub name, folder or file of texts without labels")
-    unlabelled_split: str = flag("train", "split of --unlabelled; of IMDb: unsupervised")
+    # Its path may change, as that of --dataset.
+    unlabelled: str | None = adjustable(None, "Hub name, folder or file of texts without labels")
+    unlabelled_split: str = adjustable("train", "split of --unlabelled; of IMDb: unsupervised")
     mask_probability: float = flag(0.15, "share of the tokens that is hidden", BETWEEN_0_AND_1)
 
 
@@ -42,6 +51,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
@@ -58,6 +68,7 @@ from runtime.folders import MANIFEST, remove_copies, write_folder
 from runtime.processes import on_main, one_goes_first, run_command
 from runtime.seen import write_seen
 from runtime.tables import hash_texts
+from runtime.tokenizer import count_special_tokens
 from train import IF_OUT_OF_MEMORY, Run, assemble, fine_tune, learning_rate, update
 
 
@@ -88,7 +99,9 @@ def load_masked_splits(config, tokenizer, say) -> Splits:
     if config.unlabelled:
         others = list(read_unlabelled(config, [train.hashes, validation.hashes], say))
     tables = (token_table(chunk, tokenizer, config) for chunk in [*chunks, *others])
-    ids = Dataset(pa.concat_tables(tables))
+    ids = pa.concat_tables(tables)
+    special = sum(count_special_tokens(tokenizer))
+    ids = Dataset(ids.filter(pc.greater(ids["length"], special)))  # the others have nothing to hide
     # All of `train`, so that a training that starts from this encoder keeps to the same sides.
     hashes = np.concatenate([train.hashes, *map(hash_texts, others)])
     start = what_model_has_seen(config)
@@ -137,10 +150,7 @@ def write_encoder(run: Run) -> None:
 
 
 def pretrain(config: PretrainConfig) -> int:
-    defaults = Config()
-    changed = [name for name in NOT_HERE if getattr(config, name) != getattr(defaults, name)]
-    if changed:
-        raise UserError(*(f"--{name}: is for classes, not for masked words" for name in changed))
+    require_defaults(config, NOT_HERE, "is for classes, not for masked words")
     folder = Path(config.output_dir) / "encoder"
     if folder.exists() and not (folder / MANIFEST).exists():
         raise UserError(f"{folder}: is not of this recipe; give another --output_dir")

@@ -43,6 +43,11 @@ def read_unlabelled(config, known: list[np.ndarray], say) -> Iterator[Texts]:
         f"{left:,} of {total:,} texts without labels are used; the others are empty, there twice, "
         "or among the texts to train on, to validate on or to test on"
     )
+    if not left:
+        raise UserError(
+            f"--unlabelled {config.unlabelled}: holds no text that is new; check its files, "
+            "--unlabelled_split"
+        )
 
 
 def hash_test_split(config, say) -> np.ndarray:
@@ -57,7 +62,7 @@ def hash_test_split(config, say) -> np.ndarray:
     except UserError as error:
         say(f"warning: no text of a test split is left out ({error.args[0]})")
         return np.array([], "<u8")
-    return np.concatenate(hashes)
+    return np.concatenate([np.array([], "<u8"), *hashes])
 
 
 def label_texts(texts: Texts, classifiers: list, names: list[str]) -> np.ndarray:

@@ -28,9 +28,10 @@ from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.folders import newest_whole, write_folder
 from runtime.processes import on_main
+from runtime.seen import read_seen
 from runtime.tables import LabelledTexts, hash_texts
 
-DECIDE = ("unlabelled", "unlabelled_split", "min_probability", "max_unlabelled_samples")
+DECIDE = ("min_probability", "max_unlabelled_samples")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,12 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
     for each in classifiers:
         if sorted(each.names) != sorted(names):
             raise UserError(f"--teacher {each.name}: has other classes than --dataset; give one")
+        trained_on = np.isin(given.validation.hashes, read_seen(each.folder).training).sum()
+        if trained_on:
+            accelerator.print(
+                f"warning: --teacher {each.name} was trained on {trained_on:,} of the "
+                f"{len(given.validation):,} texts to validate on, which then look too good"
+            )
     shares = label_texts(given.unlabelled, classifiers, names)
     counts = np.bincount(labelled.labels, minlength=len(names))
     rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)

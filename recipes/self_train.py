@@ -20,15 +20,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Config
-from runtime.flags import ABOVE_0_UP_TO_1, AT_LEAST_1, UserError, flag, parse, parse_or_exit
+from runtime.flags import (
+    ABOVE_0_UP_TO_1,
+    AT_LEAST_1,
+    UserError,
+    adjustable,
+    flag,
+    parse,
+    parse_or_exit,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfTrainConfig(Config):
     """Self-training. Flags are those of train.py and a few more."""
 
-    unlabelled: str | None = flag(None, "Hub name, folder or file of texts without labels")
-    unlabelled_split: str = flag("train", "split of --unlabelled; of IMDb: unsupervised")
+    # Its path may change, as that of --dataset.
+    unlabelled: str | None = adjustable(None, "Hub name, folder or file of texts without labels")
+    unlabelled_split: str = adjustable("train", "split of --unlabelled; of IMDb: unsupervised")
     teacher: tuple[str, ...] = flag((), "a best/ to start from; several are averaged")
     rounds: int = flag(1, "models to train after the first", AT_LEAST_1)
     min_probability: float = flag(0.9, "below it a text is not learnt from", ABOVE_0_UP_TO_1)

@@ -6,13 +6,14 @@ Independent of: how a trial is run.
 
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import optuna
 from optuna import visualization
 from optuna.trial import Trial, TrialState
 
 from runtime.flags import UserError, convert
-from runtime.monitor import python_here
+from runtime.monitor import name_here, python_here
 
 # Flags that may differ between trials whose validations are compared: those of what is learnt, and
 # how; not those of the texts, of the metric, or of the machine.
@@ -21,6 +22,7 @@ SEARCHED += ("num_train_epochs", "max_steps", "per_device_train_batch_size", "le
 SEARCHED += ("gradient_accumulation_steps", "train_sampling_strategy", "lr_scheduler_type")
 SEARCHED += ("warmup_steps", "class_weights", "label_smoothing_factor", "weight_decay")
 SEARCHED += ("max_grad_norm", "seed")
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 STATES = {
     "finished": TrialState.COMPLETE,
     "ended early": TrialState.PRUNED,
@@ -51,19 +53,21 @@ def read_range(text: str, fields: dict):
         raise UserError(
             f"--space {text}: give FLAG=LOW..HIGH or FLAG=A,B,C, of {', '.join(SEARCHED)}"
         )
-    low, dots, high = values.partition("..")
+    of = fields[name]
+    is_range = ".." in values and not {str, bool} & {of.type, *get_args(of.type)}
+    words = values.split("..", 1) if is_range else values.split(",")
     try:
-        ends = [
-            convert(fields[name], value) for value in ((low, high) if dots else values.split(","))
-        ]
-        if not dots:
+        if not is_range:  # none: what is not given, such as no --class_weights
+            none = [None if word == "none" and of.default is None else word for word in words]
+            ends = [convert(of, word) for word in none]
             return name, optuna.distributions.CategoricalDistribution(ends)
-        if isinstance(ends[0], (bool, str)) or not ends[0] < ends[1]:
+        ends = [convert(of, word) for word in words]
+        if not ends[0] < ends[1]:
             raise ValueError("two numbers, the lower one first, or a list")
         if all(isinstance(end, int) for end in ends):
             return name, optuna.distributions.IntDistribution(*ends, log=ends[0] > 0)
         for share in (0.3719, 0.618):  # --warmup_steps takes 0.1 and 10, but not 3.719
-            convert(fields[name], ends[0] + share * (ends[1] - ends[0]))
+            convert(of, ends[0] + share * (ends[1] - ends[0]))
     except ValueError as error:
         raise UserError(f"--space {text}: give {error}") from None
     return name, optuna.distributions.FloatDistribution(*ends, log=ends[0] > 0)
@@ -141,11 +145,12 @@ def report(study, config, flags: dict) -> None:
     output, best = Path(config.output_dir), study.best_trial
     for name, plot in list(PAGES.items())[: min(2, len(done))]:  # importances need two
         plot(study).write_html(output / name)
-    words = [f"--{name}={value}" for name, value in (flags | best.params).items()]
+    given = (flags | best.params).items()
+    words = [f"--{name}={value}" for name, value in given if value is not None]
     print(
         f"best: trial {best.number}, validation {config.metric_for_best_model} {best.value:.4f}, "
         f"in {output / f'trial_{best.number}' / 'best'}; chosen from {len(done)} by the same "
         "texts, so expect less on others",
-        f"{python_here()} train.py {shlex.join(words)} --output_dir=best_trial",
+        f"{python_here()} {name_here(TRAIN)} {shlex.join(words)} --output_dir=best_trial",
         sep="\n",
     )

@@ -16,10 +16,11 @@ from config import Config
 from recipes.study import require_same
 from runtime.flags import UserError, is_out_of_memory
 from runtime.folders import Busy, remove_folder
+from runtime.monitor import Diverged
 from runtime.tables import column
 from train import Run, conclude, fine_tune, set_up, train
 
-# What may end a trial by its values; the words of the last three tell whether memory was short.
+# What may end a trial; see `OneTrial.failing`.
 ENDS = (UserError, RuntimeError, OSError, MemoryError)
 
 
@@ -100,19 +101,25 @@ class OneTrial:
 
     @contextlib.contextmanager
     def failing(self):
-        """Tell the study of a trial that cannot be run with its values. In the first trial it is
-        rather the command that is wrong."""
+        """Tell the study of a trial that cannot be run with its values. For all else, such as a
+        full disk or a data set that is not there, the same command goes on with the trial. In the
+        first trial it is rather the command that is wrong."""
         try:
             yield
         except ENDS as error:
-            known = isinstance(error, UserError) or is_out_of_memory(error)
-            if known and "texts" in self.trial.study.user_attrs:
+            if self.is_of_values(error) and "texts" in self.trial.study.user_attrs:
                 self.tell(None, "FAIL")
             raise
+
+    def is_of_values(self, error: Exception) -> bool:
+        named = str(error).partition(" ")[0].removeprefix("--")
+        return isinstance(error, Diverged) or is_out_of_memory(error) or named in self.trial.params
 
 
 def digest_texts(run: Run) -> str:
     """Of what is learnt from and validated on, however it is cut or tokenized."""
-    parts = [run.seen.training, run.seen.validation]
-    parts += [column(data, "labels").to_numpy() for data in (run.train_set, run.validation_set)]
+    sides = run.train_set, run.validation_set
+    hashes = run.seen.training, run.seen.validation  # of what --model had seen, too: these last
+    parts = [of[: len(side)] for of, side in zip(hashes, sides, strict=True)]
+    parts += [column(side, "labels").to_numpy() for side in sides]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from report.texts import training_texts
+from report.texts import own_training, training_texts
 from runtime.display import WIDEST, letters_wide, shorten_middle
 from runtime.draw import sample
 from runtime.flags import UserError
 from runtime.notes import count_repeats, largest_class
-from runtime.seen import read_seen
 from runtime.tables import LabelledTexts
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -109,7 +108,7 @@ def measure_baselines(classifier, texts: LabelledTexts) -> tuple[dict, list[str]
     """Accuracies on `texts` without the model: of one answer for all, and of a bag of words learnt
     from the training texts; None where these cannot be read. And a line that says so, or that only
     some of them are there."""
-    known = np.unique(read_seen(classifier.folder).training)
+    known = np.unique(own_training(classifier.folder))
     found = {"bag_of_words": None, "learnt_from": 0, "of": len(known)}
     found = {"largest_class": float(largest_class(texts.labels)[1])} | found
     if not len(known):

@@ -13,7 +13,7 @@ import numpy as np
 from config import Config
 from runtime.card import VALIDATED
 from runtime.flags import UserError
-from runtime.seen import Seen
+from runtime.seen import Seen, read_seen
 from runtime.splits import read_training, read_validation
 from runtime.tables import LabelledTexts, Table, label_rows
 
@@ -39,6 +39,14 @@ def texts_of(table: Table, config: Config, names: list[str], hashes: np.ndarray)
     columns = config.text_column, config.label_column
     texts = label_rows(table, *columns, names, drop_invalid=True)
     return texts.select(np.flatnonzero(np.isin(texts.hashes, hashes)))
+
+
+def own_training(folder: Path) -> np.ndarray:
+    """Hashes of the texts of its own training, without those of the models that it started from;
+    of all, if train.py was an older one that did not keep how many there were."""
+    file = folder / VALIDATED
+    about = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_seen(folder).training[: about.get("training_examples")]
 
 
 def training_config(classifier) -> Config:

@@ -102,6 +102,7 @@ def save_best(run, scores: dict, logits: torch.Tensor) -> None:
     validation = {
         "step": run.progress.step,
         **scores,
+        "training_examples": len(run.train_set),
         "precision": run.accelerator.mixed_precision,
         "device": run.accelerator.device.type,
     }

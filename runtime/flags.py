@@ -104,6 +104,14 @@ def changed_settings(kind, old: dict, new: dict) -> list[str]:
     ]
 
 
+def require_defaults(config, names: tuple[str, ...], why: str) -> None:
+    """Raises `UserError` for each of the flags that was given."""
+    default = type(config)()
+    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
+    if changed:
+        raise UserError(*(f"--{name}: {why}; leave it out" for name in changed))
+
+
 # ---------------------------------------------------------------- parsing
 
 

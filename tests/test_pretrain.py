@@ -1,5 +1,7 @@
 """recipes/pretrain_mlm.py: masked words by the loop of train.py."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from test_loop import assert_same_bits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertForMaskedLM
 
+import eval as evaluation
 import train
 from model import load_tokenizer
 from recipes import pretrain_mlm
@@ -216,6 +219,37 @@ def test_a_sample_to_learn_from_moves_no_text_to_the_other_side(pretrain, train_
     again = read_seen(pretrain(model=encoder, dataset=other, output_dir=tmp_path / "b") / "encoder")
     assert set(plain.validation) <= set(again.validation)
     assert set(plain.training) <= set(again.training)
+
+
+def test_a_bag_of_words_has_no_label_that_the_training_did_not_have(
+    pretrain, train_command, tmp_path
+):
+    """Of an encoder that has seen more texts. Red: `[:None]` in own_training."""
+    encoder = pretrain() / "encoder"
+    run = train_command(model=encoder, max_train_samples=10, max_steps=2)
+    evaluation.main([f"--ckpt={run / 'best'}", f"--report={tmp_path / 'r.json'}"])
+    found = json.loads((tmp_path / "r.json").read_text())["baselines"]
+    assert found["learnt_from"] == found["of"] == 10
+
+
+def test_a_text_without_a_token_is_left_out(pretrain, tiny, tmp_path):
+    """A zero-width space. Red: the filter left out, and the loss is not finite."""
+    rows = [("\u200b", ""), *((text, "") for text, _ in make_rows(9, seed=9))]
+    more = write_csv(tmp_path / "odd.csv", rows)
+    pretrain(unlabelled=more, per_device_train_batch_size=1, max_steps=-1, num_train_epochs=1)
+
+
+def test_no_new_text_is_a_line(pretrain, corpus):
+    """Before the training. Red: `left` not looked at."""
+    with pytest.raises(UserError, match=r"--unlabelled .*: holds no text that is new; check"):
+        pretrain(unlabelled=corpus)
+
+
+def test_a_test_split_without_a_row_leaves_nothing_out(pretrain, tmp_path):
+    """Red: np.concatenate of nothing."""
+    write_csv(tmp_path / "data" / "train.csv", make_rows(40, seed=1))
+    write_csv(tmp_path / "data" / "test.csv", [])
+    pretrain(dataset=tmp_path / "data", max_steps=1)
 
 
 def test_flags_of_classes_are_refused(pretrain):

@@ -37,10 +37,10 @@ def command(tiny, tmp_path):
     """command(flag=value, ...) runs the recipe; returns its folder. There is no test split."""
     data = write_csv(tmp_path / "data" / "train.csv", make_rows(90, seed=1)).parent
 
-    def run(**flags):
+    def run(space=SPACE, **flags):
         given = {"model": tiny, "dataset": data} | SMALL | {"output_dir": tmp_path / "out"} | flags
         fresh_state()
-        assert search.main([*(f"--{name}={value}" for name, value in given.items()), *SPACE]) == 0
+        assert search.main([*(f"--{name}={value}" for name, value in given.items()), *space]) == 0
         return given["output_dir"]
 
     return run
@@ -192,14 +192,52 @@ def test_what_is_no_search_is_left_alone(command, tmp_path):
 def test_a_trial_whose_values_cannot_be_trained_with_is_one_of_the_trials(
     command, monkeypatch, tmp_path
 ):
-    """But in the first it is the command that is wrong. Red: `failing` without UserError; without
-    a look at the texts."""
-    monkeypatch.setattr(study, "draw_values", lambda trial, *_: {"max_length": 33 - trial.number})
+    """But in the first it is the command that is wrong. Red: is_of_values without the parameters;
+    `failing` without a look at the texts."""
+
+    def draw(first):
+        def values(trial, *_):
+            value = first + trial.number
+            return {"max_length": trial.suggest_int("max_length", value, value)}
+
+        return values
+
+    monkeypatch.setattr(study, "draw_values", draw(33))
     with pytest.raises(UserError, match=r"--max_length 33: .* reads at most 32"):
         command(trials=3)
-    monkeypatch.setattr(study, "draw_values", lambda trial, *_: {"max_length": 32 + trial.number})
+    monkeypatch.setattr(study, "draw_values", lambda trial, *_: {"max_length": 32})
+    command(trials=1)
+    monkeypatch.setattr(study, "draw_values", draw(32))
     command(trials=3)
     assert [trial[2].name for trial in trials_of(tmp_path / "out")] == ["COMPLETE", "FAIL", "FAIL"]
+
+
+def test_what_is_not_of_its_values_leaves_a_trial_to_the_next_start(command, tmp_path, monkeypatch):
+    """With its last/: a data set that is not there, a full disk. Red: `is_of_values` True."""
+    command(trials=1)
+    with dying_at(7):
+        command(trials=2)
+    with pytest.raises(UserError, match="no such file"):
+        command(trials=2, dataset=tmp_path / "gone.csv")
+    save = checkpoint.save_last
+
+    def fail(run):
+        raise UserError(f"{run.output}: No space left on device; make room")
+
+    monkeypatch.setattr(checkpoint, "save_last", fail)
+    with pytest.raises(UserError, match="No space left"):
+        command(trials=2)
+    assert (tmp_path / "out" / "trial_1" / "last").exists()
+    monkeypatch.setattr(checkpoint, "save_last", save)
+    assert [trial[2].name for trial in trials_of(command(trials=2))] == ["COMPLETE"] * 2
+
+
+def test_models_that_have_seen_other_texts_are_searched(command, tmp_path, tiny, train_command):
+    """Their trials learn from the same texts. Red: all hashes of `seen` in digest_texts."""
+    other = write_csv(tmp_path / "other" / "train.csv", make_rows(40, seed=5)).parent
+    seen = train_command(dataset=other, max_steps=1, output_dir=tmp_path / "seen") / "best"
+    out = command(space=[f"--space=model={tiny},{seen}"])
+    assert {trial[1]["model"] for trial in trials_of(out)} == {str(tiny), str(seen)}
 
 
 def test_a_search_of_several_processes_is_refused(command, monkeypatch):
@@ -216,7 +254,7 @@ def test_a_search_of_several_processes_is_refused(command, monkeypatch):
         ("learning_rate", "FLAG=LOW..HIGH"),
         ("learning_rate=0.1..0.01", "the lower one first"),
         ("learning_rate=0..1", "give a number above 0"),
-        ("truncation=head..tail", "give two numbers"),
+        ("truncation=head..tail", "give one of head, tail, head_tail"),
         ("truncation=head,middle", "give one of head, tail, head_tail"),
         ("output_dir=a,b", "give FLAG="),
         ("metric_for_best_model=accuracy,loss", "give FLAG="),
@@ -227,6 +265,13 @@ def test_a_range_is_checked_before_anything_runs(text, message):
     """As train.py checks the flag, in between, too. Red: `convert` left out of read_range."""
     with pytest.raises(UserError, match=message):
         study.read_ranges([text], search.FIELDS)
+
+
+def test_lists_have_paths_and_none():
+    """Red: a path's `..` taken for a range; none left out."""
+    ranges = study.read_ranges(["model=../a,../b", "class_weights=balanced,none"], search.FIELDS)
+    assert ranges["model"].choices == ("../a", "../b")
+    assert ranges["class_weights"].choices == ("balanced", None)
 
 
 def test_the_search_names_no_test_split():

@@ -143,11 +143,21 @@ def test_rounds_that_are_killed_end_in_the_same_bits(command, tmp_path):
         assert_same_bits(whole / f"round_{number}", resumed / f"round_{number}")
 
 
-def test_a_round_of_other_flags_is_not_gone_on_with(command):
-    """Red: `about` without the flags."""
+def test_a_round_of_other_flags_is_not_gone_on_with(command, tmp_path):
+    """The path of the texts may change. Red: `about` without the flags; `unlabelled` in DECIDE."""
     command()
+    (tmp_path / "more.csv").rename(tmp_path / "moved.csv")
+    command(unlabelled=tmp_path / "moved.csv")
     with pytest.raises(UserError, match="was made with other min_probability"):
-        command(min_probability=0.6)
+        command(min_probability=0.6, unlabelled=tmp_path / "moved.csv")
+
+
+def test_a_teacher_that_knows_the_validation_texts_is_named(command, tmp_path, capsys):
+    """Red: the hashes of its training not looked at."""
+    teacher = command(output_dir=tmp_path / "a") / "round_0" / "best"
+    assert "warning: --teacher" not in capsys.readouterr().out
+    command(output_dir=tmp_path / "b", teachers=[teacher], validation_seed=5)
+    assert "warning: --teacher" in capsys.readouterr().out
 
 
 def test_the_class_that_lacks_sure_texts_is_named():

@@ -75,7 +75,8 @@ def test_a_text_that_fits_has_the_logits_that_it_has_without(best):
 
 
 def test_the_commands_read_whole_texts(best, tmp_path, capsys):
-    """A report, the predictions of a file, and --text agree. Red: `in_windows` false."""
+    """A report, the predictions of a file, and --text agree. The report has nothing that was fitted
+    on cut texts. Red: `in_windows` false; `validation` read all the same."""
     long = " ".join(WORDS[number % 40] for number in range(5, 35))
     write_csv(tmp_path / "new.csv", [(long, "")])
     ckpt = [f"--ckpt={best}", "--long=window", "--num_threads=1"]
@@ -96,6 +97,8 @@ def test_the_commands_read_whole_texts(best, tmp_path, capsys):
     assert set(report["by_cut"]) == {"whole"}
     assert report["by_length"][-1]["to"] > 30
     assert report["at_stored_threshold"] is None
+    assert report["thresholds"] == []
+    assert report["calibration"]["temperature"] is None
 
 
 def test_a_report_of_whole_texts_does_not_replace_one_of_cut_texts(best, tmp_path):
