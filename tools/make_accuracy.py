@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from scipy.stats import t as student_t
+
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT)]
 from make_dealing import newest, table
@@ -32,7 +34,8 @@ PART = """
 - **Accuracy** is the mean over the seeds, with the lowest and the highest. Seeds change the order
   of the texts, dropout and the new head; the texts are the same.
 - **Beside ours** is the mean difference to "ours" in points, ± its standard error over the seeds,
-  and over the test texts. What is within twice the larger of the two is no evidence of a gain.
+  and over the test texts. What is within {times} times the first (Student's t of so few seeds, 95 %)
+  or within twice the second is no evidence of a difference.
 - **Minutes** are of the training, and of the further training before it if there is one; mean over
   the seeds, on a machine that did other work, too.
 
@@ -123,6 +126,7 @@ def fields(result: dict) -> dict:
     return {
         "command": result["command"],
         "seeds": ", ".join(map(str, result["seeds"])),
+        "times": f"{student_t.ppf(0.975, len(result['seeds']) - 1):.1f}",
         "machine": f"{result['hardware']}, threads for each training: {threads}, {packages}",
         "learnt_from": f"{learnt_from:,} labelled texts",
         "test_texts": f"{result['test_texts']:,}",
