@@ -34,7 +34,7 @@ PART = """
 - **Accuracy** is the mean over the seeds, with the lowest and the highest. Seeds change the order
   of the texts, dropout and the new head; the texts are the same.
 - **Beside ours** is the mean difference to "ours" in points, ± its standard error over the seeds,
-  and over the test texts. What is within {times} times the first (Student's t of so few seeds, 95 %)
+  and over the test texts. What is within {times} times the first (Student's t of few seeds, 95 %)
   or within twice the second is no evidence of a difference.
 - **Minutes** are of the training, and of the further training before it if there is one; mean over
   the seeds, on a machine that did other work, too.
