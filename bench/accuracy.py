@@ -40,7 +40,7 @@ from recipes.pretrain_mlm import NOT_HERE
 from report.asked import SPLIT_SETTINGS
 from report.look import measure_baselines
 from runtime.environment import describe_machine
-from runtime.flags import UserError, parse
+from runtime.flags import UserError, changed_flags, parse
 from runtime.hub import full_path
 from runtime.processes import run_command
 from runtime.splits import read_table
@@ -148,10 +148,9 @@ def further_folder(options) -> Path:
 
 
 def flags_of(config: Config, but_for=()) -> list[str]:
-    """Those that differ from the defaults."""
-    default = vars(Config())
-    changed = {name: value for name, value in vars(config).items() if value != default[name]}
-    return [f"--{name}={value}" for name, value in changed.items() if name not in but_for]
+    """Those that differ from their defaults, as a command line has them."""
+    changed = changed_flags(config).items()
+    return [f"--{name}={value}" for name, value in changed if name not in but_for]
 
 
 # ---------------------------------------------------------------- results

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Config
-from runtime.flags import AT_LEAST_1, UserError, flag, parse, parse_or_exit
+from runtime.flags import AT_LEAST_1, UserError, changed_flags, flag, parse, parse_or_exit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def search(config: SearchConfig) -> int:
                 return status
         except Busy:  # in another terminal
             busy.add(trial.number)
-    report(study, config, {n: v for n, v in flags.items() if v != getattr(Config(), n)})
+    report(study, config, {n: v for n, v in changed_flags(config).items() if n in flags})
     return 0
 
 

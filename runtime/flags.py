@@ -104,12 +104,17 @@ def changed_settings(kind, old: dict, new: dict) -> list[str]:
     ]
 
 
+def changed_flags(config) -> dict:
+    """Those that differ from their defaults."""
+    default = type(config)()
+    return {name: value for name, value in vars(config).items() if value != getattr(default, name)}
+
+
 def require_defaults(config, names: tuple[str, ...], why: str) -> None:
     """Raises `UserError` for each of the flags that was given."""
-    default = type(config)()
-    changed = [name for name in names if getattr(config, name) != getattr(default, name)]
-    if changed:
-        raise UserError(*(f"--{name}: {why}; leave it out" for name in changed))
+    changed = changed_flags(config)
+    if given := [name for name in names if name in changed]:
+        raise UserError(*(f"--{name}: {why}; leave it out" for name in given))
 
 
 # ---------------------------------------------------------------- parsing

@@ -134,10 +134,6 @@ def fields(result: dict) -> dict:
     }
 
 
-def arms_table(result: dict) -> str:
-    return table(COLUMNS, *rows_of(result))
-
-
 def full_table(reports: dict[str, dict]) -> str:
     bag = next(iter(reports.values()))
     right = bag["baselines"]["bag_of_words"]
@@ -183,7 +179,7 @@ def page() -> str:
         reports["ours, `eval.py --long window`"] = newest("imdb-report-window")
     parts = [HEAD, FULL.format(**about), full_table(reports)]
     for result in results("*-accuracy-part.json"):
-        parts += [PART.format(**fields(result)), arms_table(result)]
+        parts += [PART.format(**fields(result)), table(COLUMNS, *rows_of(result))]
     if few := results("*-accuracy-few-*.json"):
         parts += [FEW.format(**fields(few[0])), few_labels(few)]
     return "".join([*parts, PUBLISHED, table(*PUBLISHED_ROWS), CEILING])
