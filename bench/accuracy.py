@@ -74,6 +74,9 @@ ARMS = {
     "ours, warm-up 0.3": Arm(flags=("--warmup_steps=0.3",)),
     "ours, further training first": Arm(flags=(FURTHER,)),
     "ours, self-training": SELF_TRAINED,
+    "ours, self-training, tested in windows": dataclasses.replace(
+        SELF_TRAINED, long="window", trained_as="ours, self-training"
+    ),
     "ours, self-training after further training, start and end": dataclasses.replace(
         SELF_TRAINED, flags=(UNLABELLED, FURTHER, "--truncation=head_tail")
     ),
