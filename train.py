@@ -388,7 +388,7 @@ def fine_tune(config: Config, set_up=set_up, train=train, conclude=conclude) -> 
         on_main(lambda: held.enter_context(lock_folder(Path(config.output_dir))))
         run = start_or_resume(config, accelerator, set_up)
         if run.finished:
-            run.monitor.say(f"{run.output} holds a finished run; --overwrite starts anew")
+            run.monitor.say(f"{run.output} holds a finished run; another --output_dir starts anew")
         else:
             number = train_until_stopped(run, train)
             if number:
