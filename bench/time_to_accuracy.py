@@ -5,7 +5,7 @@
 Trains HF Trainer with its defaults to its last step (bench/peer_trainer.py: shuffled, attention
 dropout 0.1), then train.py with its own (length windows, attention dropout 0) and the same flags,
 validated on the same texts after every --every steps. Seconds are of training alone: no start-up,
-evaluations or saves, and every batch counted as full.
+evaluations or saves, and every batch counted as full. A bag of words learns from the same texts.
 
 It is a result of one seed, as noisy as an accuracy on that many texts (its standard error is
 given), and too early by that noise, because the first of many accuracies is compared with one final
@@ -24,8 +24,13 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from bench.accuracy import train_arm
 from bench.common import this_command, write_json
+from config import EvalConfig
+from eval import open_classifier
+from report.look import bag_of_words
+from report.texts import load_validation, own_training, training_texts
 from runtime.environment import describe_machine
 from runtime.processes import run_command
+from runtime.seen import read_seen
 
 
 def validations(folder: Path) -> list[dict]:
@@ -44,6 +49,14 @@ def validations(folder: Path) -> list[dict]:
     return points
 
 
+def beside(best: Path) -> dict:
+    """A bag of words: learnt from the texts that the model was trained on, judged by those that it
+    was validated on."""
+    classifier = open_classifier(EvalConfig(ckpt=str(best)))
+    learnt_from = training_texts(classifier, own_training(best))
+    return bag_of_words(learnt_from, load_validation(classifier, read_seen(best)).texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -60,7 +73,7 @@ def main() -> None:
         train_arm("HF Trainer", options.seed, peer, flags)
         theirs = json.loads((peer / "best" / "validation.json").read_text())
         train_arm("ours", options.seed, own, [*flags, *often, "--save_steps=999999"])
-        points = validations(own)
+        points, words = validations(own), beside(own / "best")
     half_a_text = 0.5 / theirs["examples"]  # scalars are float32
     least = theirs["accuracy"] - half_a_text
     reached = [point for point in points if point["accuracy"] > least]
@@ -68,6 +81,7 @@ def main() -> None:
     result = {
         **describe_machine(),
         "command": this_command(options.json),
+        "bag of words": words,
         "HF Trainer": theirs,
         "standard_error_of_an_accuracy": error,
         "ours": points,
