@@ -72,6 +72,7 @@ def main() -> None:
         peer, own = Path(scratch) / "peer", Path(scratch) / "own"
         train_arm("HF Trainer", options.seed, peer, flags)
         theirs = json.loads((peer / "best" / "validation.json").read_text())
+        trained = json.loads((peer / "best" / "training_config.json").read_text())
         train_arm("ours", options.seed, own, [*flags, *often, "--save_steps=999999"])
         points, words = validations(own), beside(own / "best")
     half_a_text = 0.5 / theirs["examples"]  # scalars are float32
@@ -81,6 +82,7 @@ def main() -> None:
     result = {
         **describe_machine(),
         "command": this_command(options.json),
+        "threads": trained["environment"]["threads"],
         "bag of words": words,
         "HF Trainer": theirs,
         "standard_error_of_an_accuracy": error,
