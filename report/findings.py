@@ -228,9 +228,11 @@ def of_calibration(calibration: dict, validation: bool = False) -> list[str]:
         texts = f"{calibration['fitted_on']:,} validation texts"
         texts = "these very texts" if validation else texts
         how = "the limit of those tried" if calibration["at_limit"] else "fitted"
+        no_better = ", which is no better" * (calibration["ece_after"] >= calibration["ece"])
         said.append(
             f"Logits divided by a temperature of {calibration['temperature']:.2f}, {how} on "
-            f"{texts}, give {calibration['ece_after']:.3f}; the predicted classes stay the same."
+            f"{texts}, give {calibration['ece_after']:.3f}{no_better}; the predicted classes stay "
+            "the same."
         )
     return said
 
@@ -305,15 +307,23 @@ def of_thresholds(report: dict) -> list[str]:
     decided = [row for row in rows if row["texts"]]
     everything = decided[0]["accuracy"]
     for goal in (0.99, 0.95, 0.9):
-        rest = [row for row in decided if row["accuracy"] >= goal]
+        # The low end, because of few texts all may be right by chance.
+        rest = [row for row in decided if row["interval_95"][0] >= goal]
         if rest and everything < goal:
             row = max(rest, key=lambda row: row["coverage"])
+            low, high = map(percent, row["interval_95"])
             said.append(
-                f"For {goal:.0%} right, decide at a probability of {row['min_probability']:g} or "
-                f"more: {percent(row['coverage'])} of the texts, of which "
-                f"{percent(row['accuracy'])} are right.".replace("% right", "\u00a0% right", 1)
+                f"To have {100 * goal:.0f}\u00a0% right, decide at a probability of "
+                f"{row['min_probability']:g} or more: {percent(row['coverage'])} of the texts, of "
+                f"which {percent(row['accuracy'])} are right (95\u00a0% interval {low} to {high})."
             )
             break
+    else:
+        if everything < 0.9:
+            said.append(
+                "No threshold is sure to have 90\u00a0% right: too many mistakes, or too few "
+                "validation texts."
+            )
     return said + of_stored(report["at_stored_threshold"])
 
 

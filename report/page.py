@@ -400,11 +400,12 @@ def thresholds_section(report, run, mistakes, curves) -> tuple | None:
             f"{row['min_probability']:g}",
             percent(row["coverage"]),
             percent(row["accuracy"]),
+            " to ".join(map(percent, row["interval_95"])),
             f"{row['texts']:,}",
         ]
         for row in rows
     ]
-    head = ["Probability at least", "Decided", "Accuracy", "Texts"]
+    head = ["Probability at least", "Decided", "Accuracy", "95\u00a0% interval", "Texts"]
     return (
         findings.of_thresholds(report),
         plot,

@@ -86,7 +86,7 @@ def show_calibration(found: dict, of: dict) -> None:
         kind = "limit of those tried on" if found["at_limit"] else "temperature that fits"
         line += (
             f"; with logits divided by {found['temperature']:.2f}, the {kind} {same} texts, it is "
-            f"{found['ece_after']:.4f}"
+            f"{found['ece_after']:.4f}{', no better' * (found['ece_after'] >= found['ece'])}"
         )
     print(line)
 

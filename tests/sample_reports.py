@@ -201,6 +201,7 @@ def thresholds(right, sure, classes) -> list[dict]:
                     "min_probability": least,
                     "coverage": float(kept.mean()),
                     "accuracy": float(right[kept].mean()) if kept.any() else None,
+                    "interval_95": interval(right[kept]) if kept.any() else None,
                     "texts": int(kept.sum()),
                 }
             )

@@ -25,6 +25,7 @@ from report.page import SECTIONS, list_mistakes, write_page
 from report.predictions import Predicted
 from runtime.display import letters_wide, printable, shorten_middle
 from runtime.flags import UserError
+from runtime.intervals import wilson
 from runtime.splits import read_table
 from runtime.tables import label_rows
 
@@ -187,7 +188,8 @@ def test_the_figures_of_a_page_are_those_of_the_report(two, pages, tmp_path):
     assert drawn[start : start + len(counts)] == counts
     for row in report["thresholds"]:
         shown = [f"{row[key]:.1%}".replace("%", "\u00a0%") for key in ("coverage", "accuracy")]
-        assert [*shown, str(row["texts"])] == cells[cells.index(shown[0]) :][:3]
+        shown.append(" to ".join(map(findings.percent, row["interval_95"])))
+        assert [*shown, str(row["texts"])] == cells[cells.index(shown[0]) :][:4]
     two_classes = pages[0].words("main", "p")
     assert any(f"{two[0]['roc_auc']:.3f}" in words for words in two_classes)
 
@@ -395,6 +397,38 @@ def test_the_curves_say_by_what_the_step_was_chosen(two, tmp_path, metric, words
     page = make_page(tmp_path, report, run, mistakes, curves)
     assert any(f"of step 800, {words} whole validation." in line for line in page.words("p"))
     assert {"loss", "accuracy", "macro-F1"} <= set(page.words("svg", "text"))
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [
+        ([(100, 80), (1, 1)], "No threshold is sure to have 90\u00a0% right"),
+        ([(1000, 800), (500, 500)], "To have 99\u00a0% right"),
+        ([(1000, 800), (300, 291)], "To have 90\u00a0% right"),
+        ([(1000, 960), (10, 10)], None),
+    ],
+)
+def test_a_threshold_is_recommended_only_on_evidence(two, right, words):
+    """One text that is right is none. Red: the accuracy in place of the low end of its interval."""
+    rows = [
+        {
+            "min_probability": threshold,
+            "texts": texts,
+            "coverage": texts / right[0][0],
+            "accuracy": correct / texts,
+            "interval_95": wilson(correct / texts, texts),
+        }
+        for threshold, (texts, correct) in zip((0.0, 0.65), right, strict=True)
+    ]
+    said = findings.of_thresholds(two[0] | {"thresholds": rows, "at_stored_threshold": None})
+    assert (words in said[1]) if words else len(said) == 1
+
+
+def test_a_temperature_that_does_not_help_is_said(two):
+    """Red: no_better left out."""
+    found = two[0]["calibration"] | {"ece": 0.037, "ece_after": 0.043}
+    assert "give 0.043, which is no better;" in findings.of_calibration(found)[-1]
+    assert "no better" not in findings.of_calibration(found | {"ece_after": 0.01})[-1]
 
 
 def test_a_stored_threshold_is_judged_on_the_texts_of_the_report(two):
