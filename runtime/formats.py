@@ -1,7 +1,7 @@
 """One data file as Arrow tables of a thousand rows, and such tables as a file.
 
-In: the path of a CSV, JSON, Parquet or Arrow file, also gzipped. Out: its columns and rows, exactly
-as they are written there; a file that is written whole or not at all.
+In: the path of a CSV, JSON, Parquet, Arrow or plain text file, also gzipped. Out: its columns and
+rows, exactly as they are written there; a file that is written whole or not at all.
 Independent of: what the columns mean, splits, the Hub.
 """
 
@@ -36,6 +36,7 @@ DELIMITERS = {".csv": ",\t;", ".tsv": "\t,;"}  # the first is the usual one
 JSON = (".jsonl", ".ndjson", ".json")
 ARROW = (".parquet", ".arrow")
 FORMATS = (*DELIMITERS, *JSON, *ARROW)
+LINES = ".txt"  # a text on each line; where it is named alone: in a folder it is rather a readme
 OUTPUT_FORMATS = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
@@ -43,6 +44,10 @@ def format_of(path: Path) -> str | None:
     """The one of `FORMATS` that the name says, in any case of letters and also before .gz."""
     name = path.name.lower().removesuffix(".gz")
     return next((ending for ending in FORMATS if name.endswith(ending)), None)
+
+
+def is_of_lines(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(LINES)
 
 
 def stem_of(path: Path) -> str:
@@ -57,6 +62,8 @@ def read_columns(path: Path) -> list[str]:
     """The names of the columns; of a JSON file those of any row, in the order of the first."""
     with explained(path):
         kind = format_of(path)
+        if is_of_lines(path):
+            return ["text"]
         if kind in DELIMITERS:
             with open_csv(path) as (_, header):
                 return header
@@ -98,6 +105,7 @@ def read_chunks(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
     """
     kind = format_of(path)
     read = read_csv if kind in DELIMITERS else read_json if kind in JSON else read_arrow
+    read = read_text_lines if is_of_lines(path) else read
     with explained(path):
         yield from read(path, columns)
 
@@ -153,6 +161,13 @@ def open_text(path: Path):
 
 def open_bytes(path: Path):
     return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")
+
+
+def read_text_lines(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    with open_text(path) as file:
+        texts = (line.rstrip("\r\n") for line in file)
+        while rows := list(itertools.islice(texts, CHUNK)):
+            yield pa.table({"text": rows})
 
 
 # ---------------------------------------------------------------- CSV

@@ -33,6 +33,7 @@ from runtime.formats import (
     explained,
     find_delimiter,
     format_of,
+    is_of_lines,
     read_columns,
     stem_of,
 )
@@ -69,7 +70,7 @@ def read_table(
         return Table(given, read_saved(path, split, given))
     require_plain(split, given)
     if path.is_file():
-        if not format_of(path):
+        if not format_of(path) and not is_of_lines(path):
             kinds = ", ".join(FORMATS)
             raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
         return Table(given, {path.name: path}, tell_delimiter(path))

@@ -52,6 +52,23 @@ def read_strings(path) -> list[list]:
     ]
 
 
+@in_folder
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"))),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["x.txt", "x.TXT", "x.txt.gz"]),
+)
+def test_a_text_file_has_a_text_on_each_line(tmp_path, texts, end, name):
+    """Quotes, commas and the separators of str.splitlines are parts of it. Red: `.splitlines()`;
+    `.strip()`; `endswith(LINES)` without `.lower()`."""
+    opened = gzip.open if name.endswith(".gz") else open
+    with opened(tmp_path / name, "wb") as file:
+        file.write("".join(text + end for text in texts).encode())
+    first = texts and texts[0].removeprefix("\ufeff")
+    assert read_strings(tmp_path / name) == [[text] for text in [first, *texts[1:]] if texts]
+    assert read_columns(tmp_path / name) == ["text"]
+
+
 def copy(source, target) -> None:
     """As predictions are written: chunk by chunk."""
     with write_chunks(target, read_dialect(source)) as write:
