@@ -39,10 +39,8 @@ def read_unlabelled(config, known: list[np.ndarray], say) -> Iterator[Texts]:
         total, left = total + len(texts), left + len(chosen)
         if chosen:
             yield chosen
-    say(
-        f"{left:,} of {total:,} texts without labels are used; the others are empty, there twice, "
-        "or among the texts to train on, to validate on or to test on"
-    )
+    others = "; the others are empty, there twice, or among those to train, validate or test on"
+    say(f"{left:,} of {total:,} texts without labels are used{others * (left < total)}")
     if not left:
         raise UserError(
             f"--unlabelled {config.unlabelled}: holds no text that is new; check its files, "
@@ -60,7 +58,10 @@ def hash_test_split(config, say) -> np.ndarray:
         columns = find_text_columns(table, config.text_column)
         hashes = [hash_texts(text_tuples(chunk, columns)) for _, _, chunk in table.chunks(columns)]
     except UserError as error:
-        say(f"warning: no text of a test split is left out ({error.args[0]})")
+        say(
+            f"warning: no text of a test split is left out ({error.args[0]}); if you have one, "
+            "give --dataset FOLDER with a file of each split"
+        )
         return np.array([], "<u8")
     return np.concatenate([np.array([], "<u8"), *hashes])
 

@@ -70,14 +70,7 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
         return
     labelled, names = given.labelled, given.labelled.names
     for each in classifiers:
-        if sorted(each.names) != sorted(names):
-            raise UserError(f"--teacher {each.name}: has other classes than --dataset; give one")
-        trained_on = np.isin(given.validation.hashes, read_seen(each.folder).training).sum()
-        if trained_on:
-            accelerator.print(
-                f"warning: --teacher {each.name} was trained on {trained_on:,} of the "
-                f"{len(given.validation):,} texts to validate on, which then look too good"
-            )
+        check_teacher(each, given)
     shares = label_texts(given.unlabelled, classifiers, names)
     counts = np.bincount(labelled.labels, minlength=len(names))
     rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)
@@ -92,8 +85,26 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
         write_data(folder, config, labelled, given.validation, added, shares[rows])
         (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-    on_main(lambda: write_folder(data, fill))
-    accelerator.print(f"{len(rows):,} of these, and {len(labelled):,} with labels: {data}")
+    def write() -> None:
+        data.parent.mkdir(parents=True, exist_ok=True)
+        write_folder(data, fill)
+
+    on_main(write)
+    accelerator.print(
+        f"{data}: {len(rows):,} of the texts without labels, and {len(labelled):,} with labels"
+    )
+
+
+def check_teacher(classifier: Classifier, given: Given) -> None:
+    """Raises `UserError` for one of other classes; says if it knows texts to validate on."""
+    if sorted(classifier.names) != sorted(given.labelled.names):
+        raise UserError(f"--teacher {classifier.name}: has other classes than --dataset; give one")
+    known = np.isin(given.validation.hashes, read_seen(classifier.folder).training).sum()
+    if known:
+        classifier.accelerator.print(
+            f"warning: --teacher {classifier.name} was trained on {known:,} of the "
+            f"{len(given.validation):,} texts to validate on, which then look too good"
+        )
 
 
 def describe(config, classifiers: list[Classifier], given: Given) -> dict:
@@ -109,12 +120,12 @@ def describe(config, classifiers: list[Classifier], given: Given) -> dict:
 
 
 def is_made(data: Path, about: dict) -> bool:
-    data.parent.mkdir(parents=True, exist_ok=True)
     if not newest_whole(data):
         return False
     there = json.loads((data / "about.json").read_text(encoding="utf-8"))
     if differs := [name for name in about if there.get(name) != about[name]]:
-        raise UserError(
-            f"{data}: was made with other {', '.join(differs)}; give another --output_dir"
-        )
+        name = differs[0]
+        flag = f"--{name} {there.get(name)}, not {about[name]}"
+        other = flag if name in DECIDE else f"other {', '.join(differs)}"
+        raise UserError(f"{data}: was made with {other}; give those, or another --output_dir")
     return True

@@ -25,12 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from config import Config
 from runtime.flags import AT_LEAST_1, UserError, changed_flags, flag, parse, parse_or_exit
 
+SPACE = ("learning_rate=1e-5..3e-4", "warmup_steps=0.0..0.2", "weight_decay=0.0..0.1")
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchConfig(Config):
     """A search over flags. Flags are those of train.py and a few more."""
 
-    space: tuple[str, ...] = flag((), "FLAG=LOW..HIGH, or FLAG=A,B,C; may be repeated")
+    space: tuple[str, ...] = flag(
+        (), f"FLAG=LOW..HIGH, or FLAG=A,B,C; may be repeated; default: {', '.join(SPACE)}"
+    )
     trials: int = flag(12, "trials in all", AT_LEAST_1)
     prune: bool = flag(True, "end trials that are behind the median at a validation")
 
@@ -42,7 +46,6 @@ from runtime.folders import Busy
 from runtime.processes import run_command
 from train import IF_OUT_OF_MEMORY
 
-SPACE = ("learning_rate=1e-5..3e-4", "warmup_steps=0.0..0.2", "weight_decay=0.0..0.1")
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
@@ -65,7 +68,10 @@ def search(config: SearchConfig) -> int:
     study, busy = open_study(config, fixed | shown), set()
     while (trial := next_trial(study, config.trials, busy)) is not None:
         folder = Path(config.output_dir) / f"trial_{trial.number}"
-        values = flags | draw_values(trial, space, config.seed)
+        drawn = draw_values(trial, space, config.seed)
+        own = ", ".join(f"--{name} {value}" for name, value in drawn.items())
+        print(f"trial {trial.number} (0 to {config.trials - 1}): {own}", flush=True)
+        values = flags | drawn
         try:
             if status := run_trial(trial, Config(**values | {"output_dir": str(folder)})):
                 return status

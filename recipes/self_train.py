@@ -28,6 +28,7 @@ from runtime.flags import (
     flag,
     parse,
     parse_or_exit,
+    require_defaults,
 )
 
 
@@ -61,8 +62,9 @@ def self_train(config: SelfTrainConfig) -> int:
     """The exit status: 0, or that of the round that was stopped."""
     if not config.unlabelled:
         raise UserError("--unlabelled: is missing; give texts without labels")
-    if config.soft_labels or config.overwrite:
-        raise UserError("--soft_labels and --overwrite: are not for self-training; leave them out")
+    require_defaults(config, ("soft_labels",), "is what a round makes")
+    if config.overwrite:
+        raise UserError("--overwrite: is not for self-training; give another --output_dir")
     given, teachers = read_texts(config), config.teacher
     first = Config(**{name: getattr(config, name) for name in OF_TRAINING})
     for number in range(bool(teachers), config.rounds + 1):

@@ -5,6 +5,7 @@ Independent of: how a trial is run.
 """
 
 import shlex
+import warnings
 from pathlib import Path
 from typing import get_args
 
@@ -143,8 +144,12 @@ def report(study, config, flags: dict) -> None:
     counts = {word: states.count(state) for word, state in STATES.items() if state in states}
     print("trials: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     output, best = Path(config.output_dir), study.best_trial
-    for name, plot in list(PAGES.items())[: min(2, len(done))]:  # importances need two
-        plot(study).write_html(output / name)
+    written = dict(list(PAGES.items())[: min(2, len(done))])  # importances need two
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few trials; the line below says how many
+        for name, plot in written.items():
+            plot(study).write_html(output / name)
+    print(f"written: {' and '.join(written)}, of {len(done)} trials: of a few they say little")
     given = (flags | best.params).items()
     words = [f"--{name}={value}" for name, value in given if value is not None]
     print(

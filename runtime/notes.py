@@ -98,7 +98,7 @@ def describe_draw(
     line = (
         f"validating on {len(validation):,} of the {len(texts):,} texts of {texts.table.source}, "
         f"drawn by their content (--validation_seed {seed})"
-        + f"; {kept:,} of them because --model was validated on them"
+        + f"; {kept:,} of them because --model kept them out of its training"
         * bool(kept)
     )
     why = "to validate on: it has only one, or --model was trained on all of them"

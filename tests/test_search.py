@@ -102,13 +102,14 @@ def test_a_validation_that_is_made_again_is_reported_once(command, monkeypatch):
 
 def test_the_best_trial_is_that_of_the_best_validation(command, capsys):
     """Its flags are on the printed line, its model in its folder, and no last/ is left. Red: the
-    direction; `remove_folder` left out."""
+    direction; `remove_folder` left out; no line before a trial."""
     out = command()
     scores = {
         path.parent.parent.name: json.loads(path.read_text())["accuracy"]
         for path in out.glob("trial_*/best/validation.json")
     }
-    *_, said, line = capsys.readouterr().out.splitlines()
+    *earlier, said, line = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("trial 0 (0 to ") for line in earlier)
     finished = [trial for trial in trials_of(out) if trial[2].name == "COMPLETE"]
     number, params, _, value, _ = max(finished, key=lambda trial: (trial[3], -trial[0]))
     assert f"best: trial {number}, validation accuracy {value:.4f}" in said

@@ -148,7 +148,7 @@ def test_a_round_of_other_flags_is_not_gone_on_with(command, tmp_path):
     command()
     (tmp_path / "more.csv").rename(tmp_path / "moved.csv")
     command(unlabelled=tmp_path / "moved.csv")
-    with pytest.raises(UserError, match="was made with other min_probability"):
+    with pytest.raises(UserError, match=r"was made with --min_probability 0\.55, not 0\.6"):
         command(min_probability=0.6, unlabelled=tmp_path / "moved.csv")
 
 
@@ -170,7 +170,8 @@ def test_the_class_that_lacks_sure_texts_is_named():
     assert found == "no unlabelled text is taken for class 'c'"
 
 
-def test_no_text_that_is_sure_enough_is_a_line(command):
-    """Red: the check of `rows` left out."""
+def test_no_text_that_is_sure_enough_is_a_line(command, tmp_path):
+    """And leaves no empty round behind. Red: the check of `rows` left out; mkdir in is_made."""
     with pytest.raises(UserError, match=r"--min_probability 1\.0: the surest unlabelled"):
         command(min_probability=1.0)
+    assert not (tmp_path / "out" / "round_1").exists()

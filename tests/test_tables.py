@@ -446,7 +446,9 @@ def test_what_the_model_at_the_start_has_learnt_is_not_validated_on(tmp_path, ti
     assert not set(learnt.hashes) & set(validation.hashes)
     assert not set(validated.hashes) & set(train.hashes)
     assert len(validation) == len(validated) + 18  # of the new texts 30 %, too
-    assert any(note.endswith("60 of them because --model was validated on them") for note in notes)
+    assert any(
+        note.endswith("60 of them because --model kept them out of its training") for note in notes
+    )
     again = choose_texts(Config(dataset=str(first), model=best))[1]
     assert set(again.hashes) == set(validated.hashes)
 
