@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import get_args
@@ -181,9 +182,17 @@ def make_parser(kind, config_file: bool) -> Parser:
         extra = {"nargs": "?", "const": True} if field.type is bool else {}
         extra |= {"action": "append"} if isinstance(field.default, tuple) else {}
         default = "" if field.default in (None, ()) else f" (default: {field.default})"
-        help = field.metadata["help"].replace("%", "%%") + default
+        help = help_of(field).replace("%", "%%") + default
         parser.add_argument(f"--{field.name}", metavar=field.name.upper(), help=help, **extra)
     return parser
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """Also the values to choose from, unless its help names each."""
+    help, (_, words) = field.metadata["help"], field.metadata["allowed"] or (None, "")
+    _, is_list, values = words.partition("one of ")
+    named = set(re.findall(r"\w+", help))
+    return f"{help}; {words}" if is_list and not named.issuperset(values.split(", ")) else help
 
 
 def name_unknown(word: str, flags) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from config import Config, EvalConfig, LookConfig
+from runtime.flags import help_of
 
 HEAD = """# Flags
 
@@ -36,7 +37,7 @@ def flags_page() -> str:
         for field in fields:
             default = "" if field.default in (None, ()) else f"`{field.default}`"
             free = " *" if not field.metadata["changes_result"] else ""
-            lines.append(f"| `--{field.name}`{free} | {default} | {field.metadata['help']} |")
+            lines.append(f"| `--{field.name}`{free} | {default} | {help_of(field)} |")
         lines.append("")
     return "\n".join(lines)
 
