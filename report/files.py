@@ -15,6 +15,8 @@ from runtime.splits import holds_predictions, may_be_read
 
 def check_source(source: Path, output: Path) -> None:
     """Raises `UserError` unless predictions for texts in `source` can go to `output`."""
+    if not source.exists():
+        raise UserError(f"--input {source}: no such file; check the path")
     if not source.is_file():
         raise UserError(f"--input {source}: is no file; give a {', '.join(FORMATS)} file")
     if output.exists() and output.samefile(source):
@@ -115,8 +117,9 @@ def read_replaced(path: Path, about: dict, sides: dict, overwrite: bool) -> dict
     old = read_object(path)
     before = {"split": "test", "long": "cut"} | old["of"]  # which older versions did not write
     if differs := [name for name in about if before.get(name) != about[name]]:
+        names = (name if name in ("texts", "weights") else f"--{name}" for name in differs)
         raise UserError(
-            f"{path} holds another report (other {', '.join(differs)}); give --report FILE, or "
+            f"{path} holds a report that differs in {', '.join(names)}; give --report FILE, or "
             "--overwrite"
         )
     if "comparison" in old:

@@ -1268,8 +1268,7 @@ EVAL = [
     one(
         "input missing",
         ["--input=in.csv", "--output=<tmp>/out.csv"],
-        "--input in.csv: is no file; "
-        "give a .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow file",
+        "--input in.csv: no such file; check the path",
     ),
     one(
         "input without texts",
@@ -1321,8 +1320,8 @@ EVAL = [
     one(
         "report of something else",
         [],
-        "<tmp>/best/report_test.json holds another report (other dataset, test_split, "
-        "text_column, label_column, texts, weights); give --report FILE, or --overwrite",
+        "<tmp>/best/report_test.json holds a report that differs in --dataset, --test_split, "
+        "--text_column, --label_column, texts, weights; give --report FILE, or --overwrite",
         {"best/report_test.json": '{"of": {"dataset": "other"}}'},
     ),
     one(
