@@ -1,9 +1,11 @@
-"""Write docs/accuracy.md from the newest results of bench/: python tools/make_accuracy.py"""
+"""Write docs/accuracy.md and its picture from the newest results of bench/:
+python tools/make_accuracy.py"""
 
 import json
 import sys
 from pathlib import Path
 
+from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +36,8 @@ PART = """
 - **Accuracy** is the mean over the seeds, with the lowest and the highest. Seeds change the order
   of the texts, dropout and the new head; the texts are the same.
 - **Beside ours** is the mean difference to "ours" in points, ± its standard error over the seeds,
-  and over the test texts. What is within {times} times the first (Student's t of few seeds, 95 %)
-  or within twice the second is no evidence of a difference.
+  and over the test texts. It may be chance if it is within {times} times the first (Student's t of
+  so few seeds, 95 %) or within twice the second.
 - **Minutes** are of the training, and of the further training before it if there is one; mean over
   the seeds, on a machine that did other work, too.
 
@@ -57,8 +59,23 @@ FEW = """
 
     {command}
 
-and so for each number of labels. Accuracy in % as above; {test_texts} test texts, seeds {seeds}.
-Each model takes equally many steps; {unlabelled_texts} texts have no labels.
+and so for each number of labels. Accuracy in % and differences as above; {test_texts} test texts,
+seeds {seeds}. Each model takes equally many steps; {unlabelled_texts} texts have no labels. For
+about 1,000 labels see the table above.
+
+"""
+
+TIME = """
+## Time to accuracy
+
+    {command}
+
+One seed; {hardware}, threads: {threads}.
+Validation accuracy (± {error:.1f} points, its standard error) after seconds of training, without
+start-up, evaluations and saves; of the bag of words with all that it does. HF Trainer and the bag
+of words are shown where they end.
+
+![validation accuracy by seconds of training](time_to_accuracy.png)
 
 """
 
@@ -97,12 +114,20 @@ def spread(values: list[float]) -> str:
     return f"{middle} ({100 * min(values):.2f} to {100 * max(values):.2f})"
 
 
-def points(found: dict | None) -> str:
+def points(found: dict | None, seeds: list[int]) -> str:
     if not found:
         return ""
-    errors = [found[f"standard_error_over_{of}"] for of in ("seeds", "texts")]
-    known = [f"{100 * error:.2f}" for error in errors if error is not None]
-    return f"{100 * found['difference']:+.2f} ± {', '.join(known)}"
+    limits = {"seeds": limit_of(seeds), "texts": 2}
+    errors = {of: found[f"standard_error_over_{of}"] for of in limits}
+    errors = {of: error for of, error in errors.items() if error is not None}  # of one seed
+    chance = any(abs(found["difference"]) <= limits[of] * errors[of] for of in errors)
+    shown = ", ".join(f"{100 * error:.2f}" for error in errors.values())
+    return f"{100 * found['difference']:+.2f} ± {shown}{'; may be chance' * chance}"
+
+
+def limit_of(seeds: list[int]) -> float:
+    """Standard errors over the seeds that a difference of 95 % certainty is away from 0."""
+    return student_t.ppf(0.975, len(seeds) - 1)
 
 
 def rows_of(result: dict):
@@ -116,7 +141,8 @@ def rows_of(result: dict):
         commits = ", ".join(commit[:7] for commit in arm["commits"])
         flags = f"`{script}{' '.join(own)}`" if script or own else ""
         accuracy = spread(arm["accuracy"])
-        yield name, flags, accuracy, points(arm["beside_ours"]), f"{minutes:.0f}", commits
+        beside = points(arm["beside_ours"], result["seeds"])
+        yield name, flags, accuracy, beside, f"{minutes:.0f}", commits
 
 
 def fields(result: dict) -> dict:
@@ -126,9 +152,9 @@ def fields(result: dict) -> dict:
     return {
         "command": result["command"],
         "seeds": ", ".join(map(str, result["seeds"])),
-        "times": f"{student_t.ppf(0.975, len(result['seeds']) - 1):.1f}",
+        "times": f"{limit_of(result['seeds']):.1f}",
         "machine": f"{result['hardware']}, threads for each training: {threads}, {packages}",
-        "learnt_from": f"{learnt_from:,} labelled texts",
+        "learnt_from": f"{learnt_from:,} different labelled texts",
         "test_texts": f"{result['test_texts']:,}",
         "unlabelled_texts": f"{result['unlabelled_texts']:,}",
     }
@@ -154,16 +180,50 @@ def few_labels(few: list[dict]) -> str:
             f"{result['baselines']['learnt_from']:,}",
             f"{100 * result['baselines']['bag_of_words']:.2f}",
             *(spread(result["arms"][name]["accuracy"]) for name in names),
+            points(result["arms"][names[-1]]["beside_ours"], result["seeds"]),
         ]
         for result in few
     ]
-    return table(("labels", "bag of words", *names), *rows)
+    return table(("labels", "bag of words", *names, "beside ours, points"), *rows)
+
+
+def time_rows(result: dict):
+    words, trainer, ours = result["bag of words"], result["HF Trainer"], result["ours"]
+    yield "", "seconds", "accuracy, %"
+    yield "bag of words", f"{words['seconds']:.1f}", f"{100 * words['accuracy']:.2f}"
+    yield "HF Trainer, last step", f"{trainer['seconds']:.0f}", f"{100 * trainer['accuracy']:.2f}"
+    yield "ours, last step", f"{ours[-1]['seconds']:.0f}", f"{100 * ours[-1]['accuracy']:.2f}"
+    if found := result["reached"]:
+        words = "ours, first as good as Trainer's last"
+        yield words, f"{found['seconds']:.0f}", f"{100 * found['accuracy']:.2f}"
+
+
+def draw_time(result: dict) -> Figure:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    points = [(point["seconds"], 100 * point["accuracy"]) for point in result["ours"]]
+    axes.plot(*zip(*points, strict=True), marker="o", color="#2a78d6", label="ours")
+    for name, colour in (("HF Trainer", "#d95926"), ("bag of words", "#6b747d")):
+        seconds, height = result[name]["seconds"], 100 * result[name]["accuracy"]
+        axes.plot(seconds, height, marker="s", ls="", color=colour, label=name)
+        axes.axhline(height, color=colour, lw=1, ls=":")
+    axes.set(xlabel="seconds of training", ylabel="validation accuracy, %")
+    axes.grid(color="#e3e6ea")
+    axes.spines[["right", "top"]].set_visible(False)
+    axes.legend(frameon=False, loc="best")
+    return figure
 
 
 def results(name: str) -> list[dict]:
     """Of each file of that name, by how many labels were learnt from."""
     found = [json.loads(path.read_text()) for path in (ROOT / "bench" / "results").glob(name)]
     return sorted(found, key=lambda result: result["baselines"]["learnt_from"])
+
+
+def time_part(result: dict) -> str:
+    error = 100 * result["standard_error_of_an_accuracy"]
+    about = {name: result[name] for name in ("command", "hardware", "threads")}
+    return TIME.format(error=error, **about) + table(*time_rows(result))
 
 
 def page() -> str:
@@ -182,8 +242,11 @@ def page() -> str:
         parts += [PART.format(**fields(result)), table(COLUMNS, *rows_of(result))]
     if few := results("*-accuracy-few-*.json"):
         parts += [FEW.format(**fields(few[0])), few_labels(few)]
+    if any((ROOT / "bench" / "results").glob("*-time-to-accuracy.json")):
+        parts.append(time_part(newest("time-to-accuracy")))
     return "".join([*parts, PUBLISHED, table(*PUBLISHED_ROWS), CEILING])
 
 
 if __name__ == "__main__":
     (ROOT / "docs" / "accuracy.md").write_text(page())
+    draw_time(newest("time-to-accuracy")).savefig(ROOT / "docs" / "time_to_accuracy.png", dpi=120)
