@@ -124,8 +124,13 @@ def is_made(data: Path, about: dict) -> bool:
         return False
     there = json.loads((data / "about.json").read_text(encoding="utf-8"))
     if differs := [name for name in about if there.get(name) != about[name]]:
-        name = differs[0]
-        flag = f"--{name} {there.get(name)}, not {about[name]}"
-        other = flag if name in DECIDE else f"other {', '.join(differs)}"
-        raise UserError(f"{data}: was made with {other}; give those, or another --output_dir")
+        flags = [name for name in DECIDE if name in differs]
+        were = [
+            f"no --{name}" if there[name] is None else f"--{name} {there[name]}, not {about[name]}"
+            for name in flags
+        ]
+        were += [f"other {name}" for name in differs if name not in flags]
+        raise UserError(
+            f"{data}: was made with {', '.join(were)}; give those, or another --output_dir"
+        )
     return True

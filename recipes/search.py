@@ -68,10 +68,7 @@ def search(config: SearchConfig) -> int:
     study, busy = open_study(config, fixed | shown), set()
     while (trial := next_trial(study, config.trials, busy)) is not None:
         folder = Path(config.output_dir) / f"trial_{trial.number}"
-        drawn = draw_values(trial, space, config.seed)
-        own = ", ".join(f"--{name} {value}" for name, value in drawn.items())
-        print(f"trial {trial.number} (0 to {config.trials - 1}): {own}", flush=True)
-        values = flags | drawn
+        values = flags | draw_values(trial, space, config.seed)
         try:
             if status := run_trial(trial, Config(**values | {"output_dir": str(folder)})):
                 return status

@@ -34,6 +34,7 @@ PAGES = {
     "parallel.html": visualization.plot_parallel_coordinate,
     "importances.html": visualization.plot_param_importances,
 }
+FEW = "; fewer than ten trials say little"
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -149,7 +150,8 @@ def report(study, config, flags: dict) -> None:
         warnings.simplefilter("ignore")  # of few trials; the line below says how many
         for name, plot in written.items():
             plot(study).write_html(output / name)
-    print(f"written: {' and '.join(written)}, of {len(done)} trials: of a few they say little")
+    pages = " and ".join(str(output / name) for name in written)
+    print(f"written: {pages}{FEW * (len(done) < 10)}")
     given = (flags | best.params).items()
     words = [f"--{name}={value}" for name, value in given if value is not None]
     print(

@@ -66,6 +66,9 @@ class OneTrial:
     def set_up(self, config, accelerator, settings) -> Run:
         if not self.is_running:
             raise Busy(f"trial {self.trial.number} ended in another terminal")
+        drawn = {name: of for name, of in self.trial.params.items() if of is not None}
+        words = (f"--{name} {value}" for name, value in drawn.items())
+        print(f"trial {self.trial.number}: {' '.join(words)}", flush=True)
         with self.failing():
             run = set_up(config, accelerator, settings)
         self.require_same_texts(run)

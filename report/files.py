@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from runtime.flags import UserError
-from runtime.formats import FORMATS, OUTPUT_FORMATS, format_of, is_gzipped, read_columns
+from runtime.formats import FORMATS, LINES, OUTPUT_FORMATS, format_of, is_gzipped, read_columns
 from runtime.splits import holds_predictions, may_be_read
+
+READ = (*FORMATS, LINES)
 
 
 def check_source(source: Path, output: Path) -> None:
@@ -18,7 +20,7 @@ def check_source(source: Path, output: Path) -> None:
     if not source.exists():
         raise UserError(f"--input {source}: no such file; check the path")
     if not source.is_file():
-        raise UserError(f"--input {source}: is no file; give a {', '.join(FORMATS)} file")
+        raise UserError(f"--input {source}: is no file; give a {', '.join(READ)} file")
     if output.exists() and output.samefile(source):
         raise UserError(f"--output {output}: is the --input itself; give another name")
 

@@ -305,7 +305,7 @@ def of_thresholds(report: dict) -> list[str]:
         + source
     ]
     decided = [row for row in rows if row["texts"]]
-    everything = decided[0]["accuracy"]
+    everything, _ = decided[0]["interval_95"]
     for goal in (0.99, 0.95, 0.9):
         # The low end, because of few texts all may be right by chance.
         rest = [row for row in decided if row["interval_95"][0] >= goal]

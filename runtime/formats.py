@@ -105,9 +105,8 @@ def read_chunks(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
     """
     kind = format_of(path)
     read = read_csv if kind in DELIMITERS else read_json if kind in JSON else read_arrow
-    read = read_text_lines if is_of_lines(path) else read
     with explained(path):
-        yield from read(path, columns)
+        yield from read_lines_of(path) if is_of_lines(path) else read(path, columns)
 
 
 @contextlib.contextmanager
@@ -154,18 +153,18 @@ def is_gzipped(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def open_text(path: Path):
+def open_text(path: Path, newline=""):
     # utf-8-sig drops the byte order mark that Excel writes; newline="" keeps \r\n inside fields.
-    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline=newline)
 
 
 def open_bytes(path: Path):
     return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")
 
 
-def read_text_lines(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
-    with open_text(path) as file:
-        texts = (line.rstrip("\r\n") for line in file)
+def read_lines_of(path: Path) -> Iterator[pa.Table]:
+    with open_text(path, newline="\n") as file:  # a single \r is part of a text
+        texts = (line.removesuffix("\n").removesuffix("\r") for line in file)
         while rows := list(itertools.islice(texts, CHUNK)):
             yield pa.table({"text": rows})
 

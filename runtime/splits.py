@@ -30,6 +30,7 @@ from runtime.folders import MANIFEST
 from runtime.formats import (
     DELIMITERS,
     FORMATS,
+    LINES,
     explained,
     find_delimiter,
     format_of,
@@ -70,8 +71,9 @@ def read_table(
         return Table(given, read_saved(path, split, given))
     require_plain(split, given)
     if path.is_file():
-        if not format_of(path) and not is_of_lines(path):
-            kinds = ", ".join(FORMATS)
+        unlabelled = flag in ("--input", "--unlabelled")
+        if not format_of(path) and not (unlabelled and is_of_lines(path)):
+            kinds = ", ".join([*FORMATS, *([LINES] if unlabelled else [])])
             raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
         return Table(given, {path.name: path}, tell_delimiter(path))
     return read_folder(path, split, given, choices)

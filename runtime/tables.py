@@ -25,6 +25,7 @@ from runtime.formats import (
     CHUNK,
     as_strings,
     is_compound,
+    is_of_lines,
     read_chunks,
     read_classes,
     read_columns,
@@ -62,6 +63,10 @@ class Table:
         """The names that the data set itself gives the classes in a column."""
         declared = (layout.get(column) for layout in self.layouts.values())
         return next(filter(None, declared), None)
+
+    @property
+    def is_of_lines(self) -> bool:
+        return any(isinstance(part, Path) and is_of_lines(part) for part in self.parts.values())
 
     @property
     def common_columns(self) -> list[str]:
@@ -264,6 +269,8 @@ def label_rows(
 
 def find_text_columns(table: Table, asked: str) -> tuple[str, ...]:
     columns = split_columns(asked)
+    if table.is_of_lines and len(columns) == 1:
+        return tuple(table.columns)  # whose one column has no name in the file
     for name in columns:
         require_column(table, "--text_column", name)
     if len(columns) > 2 or len(set(columns)) < len(columns):

@@ -1271,6 +1271,19 @@ EVAL = [
         "--input in.csv: no such file; check the path",
     ),
     one(
+        "input is a folder",
+        ["--input=<tmp>/d", "--output=<tmp>/out.csv"],
+        "--input <tmp>/d: is no file; "
+        "give a .csv, .tsv, .jsonl, .ndjson, .json, .parquet, .arrow, .txt file",
+        {"d/in.csv": REVIEWS},
+    ),
+    one(
+        "input of lines, a pair",
+        ["--input=<tmp>/in.txt", "--output=<tmp>/out.csv", "--text_column=a,b"],
+        "--text_column a: no such column in in.txt; give one of text",
+        {"in.txt": "fine\n"},
+    ),
+    one(
         "input without texts",
         ["--input=<tmp>/in.csv", "--output=<tmp>/out.csv"],
         "--text_column text: no such column in in.csv; give one of review, stars",

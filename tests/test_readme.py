@@ -139,6 +139,23 @@ def test_the_page_of_speed_is_that_of_the_newest_results():
     assert ours["padding_fraction"]["max"] <= 0.02
 
 
+@pytest.mark.parametrize(
+    ("over_seeds", "over_texts", "chance"),
+    [(0.002, 0.004, False), (0.003, 0.004, True), (0.002, 0.006, True), (None, 0.004, False)],
+)
+def test_a_difference_that_may_be_chance_is_called_so(over_seeds, over_texts, chance):
+    """Of one point, by three seeds (4.3 standard errors) and by the texts (2), or by one seed.
+    Red: `all` for `any`; 2 for the seeds, too."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from make_accuracy import points
+
+    errors = {"seeds": over_seeds, "texts": over_texts}
+    found = {f"standard_error_over_{of}": error for of, error in errors.items()}
+    shown = points({"difference": 0.01} | found, [1, 2, 3] if over_seeds else [1])
+    assert shown.startswith("+1.00 ± ")
+    assert shown.endswith("may be chance") == chance
+
+
 def test_the_page_of_accuracy_is_that_of_the_newest_results():
     """And the README's figures are its. Red: a figure changed in either."""
     sys.path.insert(0, str(ROOT / "tools"))

@@ -109,7 +109,7 @@ def test_the_best_trial_is_that_of_the_best_validation(command, capsys):
         for path in out.glob("trial_*/best/validation.json")
     }
     *earlier, said, line = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("trial 0 (0 to ") for line in earlier)
+    assert any(line.startswith("trial 0: --learning_rate ") for line in earlier)
     finished = [trial for trial in trials_of(out) if trial[2].name == "COMPLETE"]
     number, params, _, value, _ = max(finished, key=lambda trial: (trial[3], -trial[0]))
     assert f"best: trial {number}, validation accuracy {value:.4f}" in said

@@ -31,7 +31,7 @@ from runtime.hub import hub_remedy
 from runtime.notes import describe_classes
 from runtime.seen import read_seen
 from runtime.splits import SPLITS, files_of, find_validation, may_be_read, read_table
-from runtime.tables import LabelledTexts, label_rows, list_names, numeric_order
+from runtime.tables import LabelledTexts, find_text_columns, label_rows, list_names, numeric_order
 
 
 def texts_of(texts: LabelledTexts) -> list:
@@ -813,3 +813,14 @@ def test_a_cache_that_cannot_be_written_is_named(tiny, corpus, tmp_path, monkeyp
         UserError, match=r"Not a directory, so token ids cannot be cached .* HF_HOME"
     ):
         train_small(model=tiny, dataset=corpus, output_dir=tmp_path / "run")
+
+
+def test_the_column_of_a_text_file_fits_any_single_name(tmp_path):
+    """And no data set of labels is one. Red: is_of_lines always false; `unlabelled` always true."""
+    (tmp_path / "x.txt").write_text("fine\nbad\n")
+    table = read_table(str(tmp_path / "x.txt"), "train", flag="--unlabelled")
+    assert find_text_columns(table, "review") == ("text",)
+    with pytest.raises(UserError, match="no such column"):
+        find_text_columns(table, "title,body")
+    with pytest.raises(UserError, match="unknown kind of file"):
+        read_table(str(tmp_path / "x.txt"), "train")
