@@ -248,7 +248,7 @@ def test_a_report_gives_way_only_to_one_of_the_same(trained):
     """Red: refuse_to_replace without the comparison."""
     evaluation.main([f"--ckpt={trained}"])
     evaluation.main([f"--ckpt={trained}"])
-    with pytest.raises(UserError, match="another report"):
+    with pytest.raises(UserError, match="report that differs in"):
         evaluation.main([f"--ckpt={trained}", "--max_test_samples=20"])
     evaluation.main([f"--ckpt={trained}", "--max_test_samples=20", "--overwrite"])
     report = json.loads((trained / "report_test.json").read_text())

@@ -106,7 +106,7 @@ def test_a_report_of_whole_texts_does_not_replace_one_of_cut_texts(best, tmp_pat
     condition in make_card left out."""
     ckpt = [f"--ckpt={best}", "--num_threads=1"]
     evaluation.main([*ckpt, f"--report={tmp_path / 'r.json'}"])
-    with pytest.raises(UserError, match=r"another report \(other long\); give --report FILE"):
+    with pytest.raises(UserError, match=r"report that differs in --long; give --report FILE"):
         evaluation.main([*ckpt, "--long=window", f"--report={tmp_path / 'r.json'}"])
     copy = shutil.copytree(best, tmp_path / "best")
     for long, splits in (("window", 1), ("cut", 2)):  # validation alone, and test
