@@ -405,11 +405,13 @@ def test_the_curves_say_by_what_the_step_was_chosen(two, tmp_path, metric, words
         ([(100, 80), (1, 1)], "No threshold is sure to have 90\u00a0% right"),
         ([(1000, 800), (500, 500)], "To have 99\u00a0% right"),
         ([(1000, 800), (300, 291)], "To have 90\u00a0% right"),
+        ([(500, 476), (420, 412)], "To have 95\u00a0% right"),
         ([(1000, 960), (10, 10)], None),
     ],
 )
 def test_a_threshold_is_recommended_only_on_evidence(two, right, words):
-    """One text that is right is none. Red: the accuracy in place of the low end of its interval."""
+    """One text that is right is none. Red: the accuracy in place of the low end of its interval, of a
+    threshold or of all texts."""
     rows = [
         {
             "min_probability": threshold,
