@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runtime import formats
@@ -62,6 +62,7 @@ def read_strings(path) -> list[list]:
     st.sampled_from(["\n", "\r\n"]),
     st.sampled_from(["x.txt", "x.TXT", "x.txt.gz"]),
 )
+@example(["one\rtext", "\rb"], "\n", "x.txt")
 def test_a_text_file_has_a_text_on_each_line(tmp_path, texts, end, name):
     """Quotes, commas and the separators of str.splitlines are parts of it, and so is a single \\r.
     Red: `.splitlines()`; `.strip()`; `endswith(LINES)` without `.lower()`; newline=""."""

@@ -410,8 +410,8 @@ def test_the_curves_say_by_what_the_step_was_chosen(two, tmp_path, metric, words
     ],
 )
 def test_a_threshold_is_recommended_only_on_evidence(two, right, words):
-    """One text that is right is none. Red: the accuracy in place of the low end of its interval, of a
-    threshold or of all texts."""
+    """One text that is right is none. Red: the accuracy in place of the low end of its interval, of
+    a threshold or of all texts."""
     rows = [
         {
             "min_probability": threshold,
