@@ -41,13 +41,10 @@ OUTPUT_FORMATS = (*DELIMITERS, ".jsonl", ".ndjson", ".parquet")
 
 
 def format_of(path: Path) -> str | None:
-    """The one of `FORMATS` that the name says, in any case of letters and also before .gz."""
+    """The one of `FORMATS` or `LINES` that the name says, in any case of letters and also before
+    .gz."""
     name = path.name.lower().removesuffix(".gz")
-    return next((ending for ending in FORMATS if name.endswith(ending)), None)
-
-
-def is_of_lines(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(LINES)
+    return next((ending for ending in (*FORMATS, LINES) if name.endswith(ending)), None)
 
 
 def stem_of(path: Path) -> str:
@@ -62,7 +59,7 @@ def read_columns(path: Path) -> list[str]:
     """The names of the columns; of a JSON file those of any row, in the order of the first."""
     with explained(path):
         kind = format_of(path)
-        if is_of_lines(path):
+        if kind == LINES:
             return ["text"]
         if kind in DELIMITERS:
             with open_csv(path) as (_, header):
@@ -106,7 +103,7 @@ def read_chunks(path: Path, columns: list[str] | None = None) -> Iterator[pa.Tab
     kind = format_of(path)
     read = read_csv if kind in DELIMITERS else read_json if kind in JSON else read_arrow
     with explained(path):
-        yield from read_lines_of(path) if is_of_lines(path) else read(path, columns)
+        yield from read_lines_of(path) if kind == LINES else read(path, columns)
 
 
 @contextlib.contextmanager

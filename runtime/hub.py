@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from runtime.flags import UserError, is_out_of_memory
-from runtime.formats import format_of, is_of_lines
+from runtime.formats import format_of
 
 logging.disable_progress_bar()  # one per group of tensors while weights load
 logging.set_verbosity_error()  # and a table saying that the head is new, which here it should be
@@ -38,8 +38,7 @@ def locate(name: str, flag: str, revision: str | None = None) -> Path | None:
                 f"{flag} {name}: a local path has no revision {revision}; give one or the other"
             )
         return path
-    named = format_of(path) or is_of_lines(path)
-    is_file = named or ("." in name and "/" not in name)  # such as reviews.xlsx
+    is_file = format_of(path) or ("." in name and "/" not in name)  # such as reviews.xlsx
     if is_file or path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{flag} {name}: no such file or folder; check the path")
     if name.count("/") > 1 or not name.strip("/"):

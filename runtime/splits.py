@@ -34,7 +34,6 @@ from runtime.formats import (
     explained,
     find_delimiter,
     format_of,
-    is_of_lines,
     read_columns,
     stem_of,
 )
@@ -72,8 +71,9 @@ def read_table(
     require_plain(split, given)
     if path.is_file():
         unlabelled = flag in ("--input", "--unlabelled")
-        if not format_of(path) and not (unlabelled and is_of_lines(path)):
-            kinds = ", ".join([*FORMATS, *([LINES] if unlabelled else [])])
+        read = (*FORMATS, LINES) if unlabelled else FORMATS
+        if format_of(path) not in read:
+            kinds = ", ".join(read)
             raise UserError(f"{given}: unknown kind of file; give {kinds}, also with .gz")
         return Table(given, {path.name: path}, tell_delimiter(path))
     return read_folder(path, split, given, choices)
@@ -112,7 +112,9 @@ def data_files(folder: Path, new: Path | None = None) -> list[Path]:
         if new and Path(here) == new.parent:
             names = {*names, new.name}
         visible = (Path(here, name) for name in names if not name.startswith("."))
-        found += [path for path in visible if format_of(path) and path.name not in OF_LIBRARY]
+        found += [
+            path for path in visible if format_of(path) in FORMATS and path.name not in OF_LIBRARY
+        ]
     others = any(format_of(path) != ".json" for path in found)
     return sorted(
         path

@@ -23,9 +23,10 @@ from datasets import ClassLabel, Dataset
 from runtime.flags import UserError
 from runtime.formats import (
     CHUNK,
+    LINES,
     as_strings,
+    format_of,
     is_compound,
-    is_of_lines,
     read_chunks,
     read_classes,
     read_columns,
@@ -66,7 +67,8 @@ class Table:
 
     @property
     def is_of_lines(self) -> bool:
-        return any(isinstance(part, Path) and is_of_lines(part) for part in self.parts.values())
+        files = (part for part in self.parts.values() if isinstance(part, Path))
+        return any(format_of(file) == LINES for file in files)
 
     @property
     def common_columns(self) -> list[str]:

@@ -65,7 +65,7 @@ def read_strings(path) -> list[list]:
 @example(["one\rtext", "\rb"], "\n", "x.txt")
 def test_a_text_file_has_a_text_on_each_line(tmp_path, texts, end, name):
     """Quotes, commas and the separators of str.splitlines are parts of it, and so is a single \\r.
-    Red: `.splitlines()`; `.strip()`; `endswith(LINES)` without `.lower()`; newline=""."""
+    Red: `.splitlines()`; `.strip()`; format_of without `.lower()`; newline=""."""
     opened = gzip.open if name.endswith(".gz") else open
     with opened(tmp_path / name, "wb") as file:
         file.write("".join(text + end for text in texts).encode())

@@ -816,7 +816,8 @@ def test_a_cache_that_cannot_be_written_is_named(tiny, corpus, tmp_path, monkeyp
 
 
 def test_the_column_of_a_text_file_fits_any_single_name(tmp_path):
-    """And no data set of labels is one. Red: is_of_lines always false; `unlabelled` always true."""
+    """No data set of labels is one, and none is read in a folder. Red: is_of_lines always false;
+    `unlabelled` always true; LINES among what a folder's files may be."""
     (tmp_path / "x.txt").write_text("fine\nbad\n")
     table = read_table(str(tmp_path / "x.txt"), "train", flag="--unlabelled")
     assert find_text_columns(table, "review") == ("text",)
@@ -824,3 +825,5 @@ def test_the_column_of_a_text_file_fits_any_single_name(tmp_path):
         find_text_columns(table, "title,body")
     with pytest.raises(UserError, match="unknown kind of file"):
         read_table(str(tmp_path / "x.txt"), "train")
+    write_csv(tmp_path / "reviews.csv", make_rows(3, seed=1))
+    assert list(read_table(str(tmp_path), "train", flag="--unlabelled").parts) == ["reviews.csv"]
