@@ -145,9 +145,9 @@ def report(study, config, flags: dict) -> None:
     counts = {word: states.count(state) for word, state in STATES.items() if state in states}
     print("trials: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     output, best = Path(config.output_dir), study.best_trial
-    written = dict(list(PAGES.items())[: min(2, len(done))])  # importances need two
+    written = dict(list(PAGES.items())[: len(done)])  # importances need two
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of few trials; the line below says how many
+        warnings.simplefilter("ignore")  # of few trials; the line below says so
         for name, plot in written.items():
             plot(study).write_html(output / name)
     pages = " and ".join(str(output / name) for name in written)

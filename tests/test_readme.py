@@ -156,6 +156,21 @@ def test_a_difference_that_may_be_chance_is_called_so(over_seeds, over_texts, ch
     assert shown.endswith("may be chance") == chance
 
 
+def test_what_has_learnt_nothing_is_not_in_a_time_to_accuracy():
+    """Neither in the table nor in the picture. Red: either look for None left out."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from make_accuracy import draw_time, time_rows
+
+    ours = [{"seconds": second, "accuracy": second / 10} for second in (5.0, 8.0)]
+    found = {"ours": ours, "HF Trainer": {"seconds": 20.0, "accuracy": 0.8}, "reached": ours[1]}
+    found["bag of words"] = {"seconds": 0.1, "accuracy": None}
+    names = [name for name, *_ in time_rows(found)]
+    first = "ours, first as good as Trainer's last"
+    assert names == ["", "HF Trainer, last step", "ours, last step", first]
+    (axes,) = draw_time(found).axes
+    assert axes.get_legend_handles_labels()[1] == ["ours", "HF Trainer"]
+
+
 def test_the_page_of_accuracy_is_that_of_the_newest_results():
     """And the README's figures are its. Red: a figure changed in either."""
     sys.path.insert(0, str(ROOT / "tools"))

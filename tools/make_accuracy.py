@@ -204,8 +204,8 @@ def time_rows(result: dict):
 def draw_time(result: dict) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    points = [(point["seconds"], 100 * point["accuracy"]) for point in result["ours"]]
-    axes.plot(*zip(*points, strict=True), marker="o", color="#2a78d6", label="ours")
+    curve = [(point["seconds"], 100 * point["accuracy"]) for point in result["ours"]]
+    axes.plot(*zip(*curve, strict=True), marker="o", color="#2a78d6", label="ours")
     for name, colour in (("HF Trainer", "#d95926"), ("bag of words", "#6b747d")):
         if result[name]["accuracy"] is None:
             continue
@@ -220,7 +220,7 @@ def draw_time(result: dict) -> Figure:
 
 
 def results(name: str) -> list[dict]:
-    """Of the files of that name, by default the newest last."""
+    """Of the files of that name, the newest last."""
     paths = sorted((ROOT / "bench" / "results").glob(name))
     return [json.loads(path.read_text()) for path in paths]
 
@@ -243,9 +243,7 @@ def page() -> str:
         "hardware": cut["environment"]["hardware"],
         "examples": cut["examples"],
     }
-    reports = {"ours": cut}
-    if any((ROOT / "bench" / "results").glob("*-imdb-report-window.json")):
-        reports["ours, `eval.py --long window`"] = newest("imdb-report-window")
+    reports = {"ours": cut, "ours, `eval.py --long window`": newest("imdb-report-window")}
     parts = [HEAD, FULL.format(**about), full_table(reports)]
     for result in results("*-accuracy-part.json"):
         parts += [PART.format(**fields(result)), table(COLUMNS, *rows_of(result))]
