@@ -1,11 +1,13 @@
 """What the measurements of bench/ are computed from; the timings themselves are not tested."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_RUN, make_rows, write_csv
+from forked import Forked
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
@@ -101,6 +103,8 @@ def test_the_arms_of_a_table_are_tested_on_one_test_split(tiny, corpus, tmp_path
         "self-training": accuracy.Arm("recipes/self_train.py", own, best="round_1/best"),
     }
     monkeypatch.setattr(accuracy, "ARMS", arms)
+    process = SimpleNamespace(Popen=lambda words, **_: Forked(*words[1:]), DEVNULL=None)
+    monkeypatch.setattr(accuracy, "subprocess", process)
     given = {"seeds": 1, "test": 30, "unlabelled": more, "unlabelled_split": "train"}
     given |= {"folder": tmp_path / "scratch", "json": tmp_path / "found.json", "max_steps": 60}
     few = {"max_train_samples": 40, "max_length": 32, "learning_rate": 5e-3, "num_threads": 1}
