@@ -25,7 +25,7 @@ from recipes.pseudo_labels import (
     write_data,
 )
 from runtime.draw import sample
-from runtime.flags import UserError
+from runtime.flags import UserError, require_unchanged
 from runtime.folders import newest_whole, write_folder
 from runtime.processes import on_main
 from runtime.seen import read_seen
@@ -123,14 +123,5 @@ def is_made(data: Path, about: dict) -> bool:
     if not newest_whole(data):
         return False
     there = json.loads((data / "about.json").read_text(encoding="utf-8"))
-    if differs := [name for name in about if there.get(name) != about[name]]:
-        flags = [name for name in DECIDE if name in differs]
-        were = [
-            f"no --{name}" if there[name] is None else f"--{name} {there[name]}, not {about[name]}"
-            for name in flags
-        ]
-        were += [f"other {name}" for name in differs if name not in flags]
-        raise UserError(
-            f"{data}: was made with {', '.join(were)}; give those, or another --output_dir"
-        )
+    require_unchanged(there, about, DECIDE, str(data))
     return True

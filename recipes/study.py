@@ -13,7 +13,7 @@ import optuna
 from optuna import visualization
 from optuna.trial import Trial, TrialState
 
-from runtime.flags import UserError, convert
+from runtime.flags import UserError, convert, require_unchanged
 from runtime.monitor import name_here, python_here
 
 # Flags that may differ between trials whose validations are compared: those of what is learnt, and
@@ -98,18 +98,14 @@ def open_study(config, about: dict):
         pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
-    require_same(study, about, f"--output_dir {config.output_dir}")
+    require_same(study, about, f"the search in {output}")
     return study
 
 
-def require_same(study, about: dict, given: str) -> None:
+def require_same(study, about: dict, made: str) -> None:
     """Raises `UserError` if the study knows one of these otherwise; adds those that it lacks."""
     known = study.user_attrs
-    if differs := [name for name in about if known.get(name, about[name]) != about[name]]:
-        raise UserError(
-            f"{given}: the search in its folder had other {', '.join(differs)}; give those, or "
-            "another --output_dir"
-        )
+    require_unchanged(about | known, about, about.keys() - {"space", "texts"}, made)
     for name in about.keys() - known.keys():
         study.set_user_attr(name, about[name])
 

@@ -75,8 +75,8 @@ class OneTrial:
         return run
 
     def require_same_texts(self, run: Run) -> None:
-        given = f"--dataset {run.config.dataset}"
-        require_same(self.trial.study, {"texts": digest_texts(run)}, given)
+        made = f"the search in {Path(run.config.output_dir).parent}"
+        require_same(self.trial.study, {"texts": digest_texts(run)}, made)
 
     def train(self, run: Run) -> None:
         write = run.monitor.write_scores

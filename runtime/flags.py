@@ -111,6 +111,22 @@ def changed_flags(config) -> dict:
     return {name: value for name, value in vars(config).items() if value != getattr(default, name)}
 
 
+def require_unchanged(old: dict, new: dict, flags, made: str) -> None:
+    """Raises `UserError` with both values of each of `flags` that differs, and the name of whatever
+    else in `new` does. `made`: what was made with the old ones."""
+    differs = [name for name in new if old.get(name) != new[name]]
+    were = [
+        f"no --{name}" if old.get(name) is None else f"--{name} {old[name]}, not {new[name]}"
+        for name in differs
+        if name in flags
+    ]
+    were += [f"other {name}" for name in differs if name not in flags]
+    if were:
+        raise UserError(
+            f"{made} was made with {', '.join(were)}; give those, or another --output_dir"
+        )
+
+
 def require_defaults(config, names: tuple[str, ...], why: str) -> None:
     """Raises `UserError` for each of the flags that was given."""
     changed = changed_flags(config)

@@ -166,12 +166,12 @@ def test_a_flag_is_searched_once():
 def test_other_flags_or_texts_are_another_search(command, tmp_path):
     """Red: `about` without a look at the first search's; the texts left out."""
     command(trials=1)
-    with pytest.raises(UserError, match="had other max_steps, weight_decay; give"):
+    with pytest.raises(UserError, match=r"--max_steps 12, not 8, --weight_decay 0\.01, not 0\.5;"):
         command(trials=1, max_steps=8, weight_decay=0.5)
-    with pytest.raises(UserError, match="had other per_device_train_batch_size; give"):
+    with pytest.raises(UserError, match="with --per_device_train_batch_size 8, not 4; give"):
         command(trials=1, per_device_train_batch_size=4)
     write_csv(tmp_path / "data" / "train.csv", make_rows(99, seed=1))
-    with pytest.raises(UserError, match="had other texts; give"):
+    with pytest.raises(UserError, match="with other texts; give"):
         command(trials=2)
 
 
