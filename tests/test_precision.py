@@ -118,8 +118,8 @@ def test_an_fp16_run_that_diverges_ends(fp16, train_command, tmp_path, monkeypat
 
 
 def test_a_compiled_model_trains_alike(train_command, tmp_path, monkeypatch):
-    """To rounding, with lengths that vary; `best/` has the plain names. Traced, but not compiled:
-    inductor takes minutes (bench/compiled.py of commit 760e513 has it).
+    """To rounding, with lengths that vary; `best/` has the plain names. Compiled without inductor,
+    which takes minutes (bench/compiled.py of commit 760e513 has it).
 
     Red: no model.compile in wrap_for_engine; `torch.compile(model)` (its names begin with
     _orig_mod).
@@ -128,7 +128,7 @@ def test_a_compiled_model_trains_alike(train_command, tmp_path, monkeypatch):
 
     def fast(self, *arguments, **keywords):
         compiled.append(self)
-        compile_(self, backend="eager")
+        compile_(self, backend="aot_eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", fast)
     flags = {"dropout": 0.0, "logging_steps": 1, "gradient_accumulation_steps": 2, "max_steps": 6}
