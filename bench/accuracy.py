@@ -60,6 +60,7 @@ class Arm:
 FURTHER, UNLABELLED = "--model={encoder}", "--unlabelled={unlabelled}"
 SELF_TRAINED = Arm("recipes/self_train.py", (UNLABELLED,), best="round_1/best")
 OURS = "ours"
+FURTHER_AND_SELF = "ours, further training, then self-training"
 ARMS = {
     OURS: Arm(),
     "HF Trainer": Arm(
@@ -77,8 +78,9 @@ ARMS = {
     "ours, self-training, tested in windows": dataclasses.replace(
         SELF_TRAINED, long="window", trained_as="ours, self-training"
     ),
-    "ours, self-training after further training, start and end": dataclasses.replace(
-        SELF_TRAINED, flags=(UNLABELLED, FURTHER, "--truncation=head_tail")
+    FURTHER_AND_SELF: dataclasses.replace(SELF_TRAINED, flags=(UNLABELLED, FURTHER)),
+    "ours, all: further training, self-training, tested in windows": dataclasses.replace(
+        SELF_TRAINED, flags=(UNLABELLED, FURTHER), long="window", trained_as=FURTHER_AND_SELF
     ),
 }
 
