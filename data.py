@@ -3,7 +3,7 @@
     python data.py --dataset reviews.csv      # a look before a training, with the flags of train.py
 
 In: a data set's name, a tokenizer, a seed. Out: tokenized splits, and loaders over them.
-Independent of: weights, optimizers, devices.
+Independent of: weights, optimizers.
 """
 
 import sys
