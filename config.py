@@ -60,7 +60,7 @@ class Config:
     max_validation_samples: int | None = flag(None, "validate on at most N texts", AT_LEAST_1)
 
     # Model
-    model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of a pretrained model")
+    model: str = flag("distilbert/distilbert-base-uncased", "Hub name or folder of a model")
     revision: str | None = flag(None, "branch, tag or commit of a Hub model")
     keep_head: bool = flag(False, "start from the head of --model, too, and keep its classes")
     max_length: int = flag(512, "tokens kept of a text", AT_LEAST_1)

@@ -38,7 +38,8 @@ PART = """
 - **Beside ours** is the mean difference to "ours" in points, ± its standard error over the seeds,
   and over the test texts. It may be chance if it is within {times} times the first (Student's t of
   so few seeds, 95 %) or within twice the second.
-- `{{encoder}}` is the model after further training, `{{unlabelled}}` the file of texts without labels.
+- `{{encoder}}` is the model after further training, `{{unlabelled}}` a file of the texts without
+  labels.
 - **Minutes** are of the training, and of the further training before it if there is one; mean over
   the seeds, on a machine that did other work, too.
 
@@ -60,8 +61,8 @@ FEW = """
 
     {command}
 
-and the same with other `--max_train_samples` for the other row. Accuracy in % and differences as above; {test_texts} test texts,
-seeds {seeds}. Each model takes equally many steps; {unlabelled_texts} texts have no labels. (The
+and the same with other `--max_train_samples` for the other row. Accuracy in % and differences as
+above; {test_texts} test texts, seeds {seeds}. Each model takes equally many steps; {unlabelled_texts} texts have no labels. (The
 table above has about 1,000 labels, but three epochs, so more steps for self-training, and
 other test texts.)
 
@@ -84,14 +85,15 @@ of words are shown where they end.
 PUBLISHED = """
 ## Published figures for IMDb
 
-On all of its 25,000 test reviews unless said otherwise. They are of other weights and larger models, from the sources named; none was repeated here.
+On all of its 25,000 test reviews unless said otherwise. They are of other weights and larger
+models, from the sources named; none was repeated here.
 
 """
 
 PUBLISHED_ROWS = (
     ("model", "accuracy, %", "source"),
     ("DistilBERT", "92.82", "Sanh et al. 2019, arXiv:1910.01108"),
-    ("DistilBERT by a published Trainer recipe", "91.89", "tested on 15,000 reviews of a random split; no link at hand"),
+    ("DistilBERT by a published Trainer recipe", "91.89", "of 15,000 reviews, a random split"),
     ("BERT-base, further training on IMDb first", "95.63", "Sun et al. 2019, arXiv:1905.05583"),
     ("RoBERTa-large", "96.5", "as the leader board lists it"),
     ("XLNet-large", "96.2", "as the leader board lists it"),

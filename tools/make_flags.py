@@ -19,8 +19,8 @@ latter also changes the dropout masks. A change of any other flag, such as a lon
 another run: give it another `--output_dir`.
 
 train.py and data.py also take `--config FILE`, a JSON file of flags without their dashes; those of
-the command line override it. A flag of `True` or `False` is given as `--drop_invalid` or `--drop_invalid false`.
-Recipes have a few more: `--help`.
+the command line override it. A flag of `True` or `False` is given as `--drop_invalid` or
+`--drop_invalid false`. Recipes have a few more: `--help`.
 """
 
 
