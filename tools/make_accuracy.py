@@ -62,9 +62,9 @@ FEW = """
     {command}
 
 and the same with other `--max_train_samples` for the other row. Accuracy in % and differences as
-above; {test_texts} test texts, seeds {seeds}. Each model takes equally many steps; {unlabelled_texts} texts have no labels. (The
-table above has about 1,000 labels, but three epochs, so more steps for self-training, and
-other test texts.)
+above; {test_texts} test texts, seeds {seeds}. Each model takes equally many steps;
+{unlabelled_texts} texts have no labels. (The table above has about 1,000 labels, but three epochs,
+so more steps for self-training, and other test texts.)
 
 """
 
