@@ -145,7 +145,8 @@ def open_classifier(
     set_threads(config.num_threads)
     keep_freed_memory()
     in_windows = config.long == "window"
-    if in_windows and len(split_columns(trained.get("text_column", "text"))) == 2:
+    asked = config.text_column or trained.get("text_column", "text")
+    if in_windows and len(split_columns(asked)) == 2:
         raise UserError(f"--long window: {given} reads pairs of texts; leave it out")
     name = str(folder)
     tokenizer = load_tokenizer(name, max_length=trained.get("max_length", -1), flag=flag)
