@@ -70,7 +70,7 @@ def load_splits(config, tokenizer) -> Splits:
     train, validation, notes = choose_texts(config)
     if config.soft_labels:  # before the long work
         soft = read_soft_labels(train, config.soft_labels)
-        notes.append(describe_soft(soft, config.soft_labels))
+        notes += describe_soft(soft, train, validation, config.soft_labels)
     ids = [
         tokenize(texts, tokenizer, config.max_length, config.truncation)
         for texts in (train, validation)

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from runtime.flags import UserError
 from runtime.formats import as_strings
-from runtime.tables import LabelledTexts, column, require_column, require_columns
+from runtime.tables import LabelledTexts, column, list_names, require_column, require_columns
 
 TOLERANCE = 1e-3  # of the sum of a row: eval.py writes six digits, others may write three
 
@@ -28,8 +28,7 @@ def read_soft_labels(texts: LabelledTexts, prefix: str) -> np.ndarray:
         require_column(texts.table, f"--soft_labels {prefix}", name)
     for part, layout in texts.table.layouts.items():
         require_columns(part, layout, columns)
-    parts = [read_numbers(chunk, columns, texts.table.given) for chunk in texts.tables(columns)]
-    soft = np.concatenate(parts)
+    soft = read_cells(texts, columns)
     hard = np.isnan(soft).all(1)
     soft[hard] = np.eye(len(columns))[texts.labels[hard]]
     total = soft.sum(1)
@@ -39,17 +38,45 @@ def read_soft_labels(texts: LabelledTexts, prefix: str) -> np.ndarray:
         raise UserError(
             f"{texts.table.given}: {wrong.sum():,} rows have no probabilities with a sum of 1 in "
             f"{', '.join(columns[:5])} (first: {values}); correct them, or leave all cells of such "
-            "a row empty"
+            f"a row empty{add_others(find_others(texts, prefix))}"
         )
     return (soft / total[:, None]).astype(np.float32)
 
 
-def describe_soft(soft: np.ndarray, prefix: str) -> str:
+def find_others(texts: LabelledTexts, prefix: str) -> list[str]:
+    """The columns of that prefix that belong to no class."""
+    own = {f"{prefix}{name}" for name in texts.names}
+    return [name for name in texts.table.columns if name.startswith(prefix) and name not in own]
+
+
+def add_others(columns: list[str]) -> str:
+    return f" ({list_names(columns)}: of no class, as no row has that label)" if columns else ""
+
+
+def describe_soft(
+    soft: np.ndarray, train: LabelledTexts, validation: LabelledTexts, prefix: str
+) -> list[str]:
+    """Lines for the user. `soft`: (training texts, classes), from `read_soft_labels`."""
     several = (soft.max(1) < 1).sum()
-    return (
+    notes = [
         f"--soft_labels {prefix}: {several:,} of {len(soft):,} training texts have a share in more "
-        "than one class"
-    )
+        f"than one class{add_others(find_others(train, prefix))}"
+    ]
+    if others := (soft[np.arange(len(soft)), train.labels] < soft.max(1)).sum():
+        notes.append(
+            f"warning: of {others:,} training texts another class is likelier than the label; the "
+            "probabilities are learnt, not the label"
+        )
+    columns = [f"{prefix}{name}" for name in train.names]
+    if set(columns) <= set(validation.table.common_columns):
+        given = (~np.isnan(read_cells(validation, columns)).all(1)).sum()
+        if given:
+            notes.append(
+                f"warning: {given:,} of the {len(validation):,} texts to validate on have "
+                "probabilities, too; if a model gave them, accuracy is agreement with that model: "
+                "give --validation_dataset with labels that people gave"
+            )
+    return notes
 
 
 def weigh_texts(data: Dataset, weights: np.ndarray) -> np.ndarray:
@@ -58,6 +85,12 @@ def weigh_texts(data: Dataset, weights: np.ndarray) -> np.ndarray:
         return weights[column(data, "labels").to_numpy()]
     soft = pc.list_flatten(column(data, "soft")).to_numpy()
     return soft.reshape(len(data), -1).astype(float) @ weights
+
+
+def read_cells(texts: LabelledTexts, columns: list[str]) -> np.ndarray:
+    """(texts, columns) float64; NaN for an empty cell."""
+    given = texts.table.given
+    return np.concatenate([read_numbers(chunk, columns, given) for chunk in texts.tables(columns)])
 
 
 def read_numbers(chunk: pa.Table, columns: list[str], given: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -104,6 +105,38 @@ def test_what_eval_writes_is_learnt_from(corpus, train_command, tmp_path):
         learnt = read_soft_labels(texts, "p_")
         assert (learnt.argmax(1) == texts.labels).all()
         assert 0.5 < learnt.max(1).mean() < 1
+
+
+def test_what_soft_labels_may_hide_is_said(train_command, tmp_path, capsys):
+    """Labels to validate on that a model may have given, labels that are not the likeliest class,
+    columns of a class that no row has; and nothing of it where all is well.
+
+    Red: each of the three left out; NaN taken for a probability in validation.
+    """
+    rows = make_rows(60, seed=1)
+    shares = {"negative": ("0.9", "0.1"), "positive": ("0.1", "0.9")}
+    sure = [(*row, *shares[row[1]]) for row in rows]
+    people = {"validation_dataset": write_csv(tmp_path / "people.csv", make_rows(20, seed=5))}
+
+    def said(rows, header=HEADER, **flags):
+        data = write_csv(tmp_path / f"{len(list(tmp_path.iterdir()))}.csv", rows, header)
+        given = {"dataset": data, "output_dir": data.with_suffix(""), "max_steps": 1}
+        train_command(soft_labels="p_", **given, **flags)
+        return capsys.readouterr().out
+
+    quiet = said(sure, **people)
+    assert "60 of 60 training texts have a share in more than one class\n" in quiet
+    assert "likelier" not in quiet
+    assert "to validate on have" not in quiet
+    assert "18 of the 18 texts to validate on have probabilities" in said(sure)
+    half = said([row if number % 3 else (*row[:2], "", " ") for number, row in enumerate(sure)])
+    assert 0 < int(re.search(r"(\d+) of the 18 texts to validate on have", half)[1]) < 18
+    other = [(text, label, second, first) for text, label, first, second in sure]
+    assert "of 60 training texts another class is likelier" in said(other, **people)
+    third = (*HEADER, "p_other")
+    assert "one class (p_other: of no class, " in said([(*row, "0") for row in sure], third)
+    with pytest.raises(UserError, match=r"p_positive \(first: 0\.6, 0\.1\).* \(p_other: of no cl"):
+        said([(*row[:2], "0.6", "0.1", "0.3") for row in rows], third)
 
 
 def test_other_probabilities_are_other_data(soft, train_command):
