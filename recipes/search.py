@@ -59,9 +59,11 @@ def search(config: SearchConfig) -> int:
     if config.overwrite:
         raise UserError("--overwrite: is not for a search; give another --output_dir")
     from recipes.study import draw_values, next_trial, open_study, read_ranges, report
-    from recipes.trial import run_trial
+    from recipes.trial import require_one_split, run_trial
 
     space = read_ranges(config.space or SPACE, FIELDS)
+    if "model" in space:
+        require_one_split(config, space["model"].choices)
     flags = {name: getattr(config, name) for name in FIELDS if name != "output_dir"}
     fixed = {n: flags[n] for n in flags if FIELDS[n].metadata["changes_result"] or n in BATCH}
     shown = {"space": [f"{name}: {of}" for name, of in space.items()], "prune": config.prune}

@@ -4,7 +4,9 @@ In: ranges of flags; the folder of a search. Out: values for a trial; a report a
 Independent of: how a trial is run.
 """
 
+import contextlib
 import shlex
+import sqlite3
 import warnings
 from pathlib import Path
 from typing import get_args
@@ -23,6 +25,7 @@ SEARCHED += ("num_train_epochs", "max_steps", "per_device_train_batch_size", "le
 SEARCHED += ("gradient_accumulation_steps", "train_sampling_strategy", "lr_scheduler_type")
 SEARCHED += ("warmup_steps", "class_weights", "label_smoothing_factor", "weight_decay")
 SEARCHED += ("max_grad_norm", "seed")
+NAME = "search"  # of the study
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 STATES = {
     "finished": TrialState.COMPLETE,
@@ -82,24 +85,35 @@ def open_study(config, about: dict):
     file = output / "study.db"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        new = not file.exists()
-        if new and (there := [name for name in PAGES if (output / name).exists()]):
+        if not file.exists() and (there := [name for name in PAGES if (output / name).exists()]):
             raise UserError(f"--output_dir {output}: holds {there[0]} already; give another folder")
         file.touch()
     except OSError as error:
         raise UserError(f"--output_dir {output}: {error.strerror}; give another folder") from None
-    storage, name = f"sqlite:///{file}", "search"
-    if not new and name not in optuna.get_all_study_names(storage):
-        raise UserError(f"{file}: is not of a search; give another --output_dir")
+    storage = f"sqlite:///{file}"
+    require_ours(file, storage)
     study = optuna.create_study(
         storage=storage,
-        study_name=name,
+        study_name=NAME,
         direction="minimize" if config.metric_for_best_model == "loss" else "maximize",
         pruner=optuna.pruners.MedianPruner() if config.prune else optuna.pruners.NopPruner(),
         load_if_exists=True,
     )
     require_same(study, about, f"the search in {output}")
     return study
+
+
+def require_ours(file: Path, storage: str) -> None:
+    """Raises `UserError` for a database of anything else, which stays as it is. A search that was
+    killed in its first seconds leaves an empty file, or tables without a study."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
+    except sqlite3.DatabaseError:
+        tables = ["unknown"]
+    ours = "studies" in tables and optuna.get_all_study_names(storage) in ([], [NAME])
+    if tables and not ours:
+        raise UserError(f"{file}: is not of a search; give another --output_dir")
 
 
 def require_same(study, about: dict, made: str) -> None:

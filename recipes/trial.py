@@ -9,10 +9,12 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import pyarrow.compute as pc
 from accelerate.state import AcceleratorState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from config import Config
+from data import choose_texts
 from recipes.study import require_same
 from runtime.flags import UserError, is_out_of_memory
 from runtime.folders import Busy, remove_folder
@@ -119,10 +121,27 @@ class OneTrial:
         return isinstance(error, Diverged) or is_out_of_memory(error) or named in self.trial.params
 
 
+def require_one_split(config, models: tuple[str, ...]) -> None:
+    """Raises `UserError` if a model has seen texts of these before, so that its trials would be
+    validated on others than the first's: what it has seen stays on its side."""
+    first = None
+    for model in models:
+        sides = choose_texts(dataclasses.replace(config, model=model))[:2]
+        hashes = [side.hashes.tobytes() for side in sides]
+        if first is not None and hashes != first:
+            raise UserError(
+                f"--space model=...: {model} has seen some of these texts, so it is not validated "
+                f"on those of {models[0]}; leave one out, or give --validation_dataset"
+            )
+        first = hashes
+
+
 def digest_texts(run: Run) -> str:
     """Of what is learnt from and validated on, however it is cut or tokenized."""
     sides = run.train_set, run.validation_set
     hashes = run.seen.training, run.seen.validation  # of what --model had seen, too: these last
     parts = [of[: len(side)] for of, side in zip(hashes, sides, strict=True)]
     parts += [column(side, "labels").to_numpy() for side in sides]
+    if "soft" in run.train_set.column_names:
+        parts.append(pc.list_flatten(column(run.train_set, "soft")).to_numpy())
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
