@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Value
 
+from data import what_model_has_seen
 from runtime.draw import share_out
 from runtime.flags import UserError
 from runtime.formats import CHUNK
-from runtime.splits import read_table
+from runtime.splits import read_table, unused_files
 from runtime.tables import LabelledTexts, find_text_columns, hash_texts, text_tuples
 
 PREFIX = "p_"  # of the columns of probabilities, as in eval.py --output
@@ -26,8 +27,11 @@ def read_unlabelled(config, known: list[np.ndarray], say) -> Iterator[Texts]:
     (by its hash) or in the test split."""
     split = config.unlabelled_split
     table = read_table(config.unlabelled, split, flag="--unlabelled", choices="--unlabelled_split")
+    for line in unused_files(config.unlabelled, table):
+        say(line)
     columns = find_text_columns(table, config.text_column)
-    known = np.concatenate([*known, hash_test_split(config, say)])
+    validated = what_model_has_seen(config).validation  # it chose the step of --model
+    known = np.concatenate([*known, validated, hash_test_split(config, say)])
     total = left = 0
     for _, _, chunk in table.chunks(columns):
         texts = text_tuples(chunk, columns)

@@ -29,7 +29,7 @@ from runtime.flags import UserError, require_unchanged
 from runtime.folders import newest_whole, write_folder
 from runtime.processes import on_main
 from runtime.seen import read_seen
-from runtime.tables import LabelledTexts, hash_texts
+from runtime.tables import LabelledTexts, split_columns
 
 DECIDE = ("min_probability", "max_unlabelled_samples")
 
@@ -65,7 +65,7 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
         asked = EvalConfig(ckpt=ckpt, num_threads=config.num_threads)
         classifiers.append(open_classifier(asked, flag="--teacher", accelerator=accelerator))
         accelerator = classifiers[0].accelerator
-    about = describe(config, classifiers, given)
+    about = describe(config, given) | {"teachers": [*map(identify, classifiers)]}
     if on_main(lambda: is_made(data, about)):
         return
     labelled, names = given.labelled, given.labelled.names
@@ -96,31 +96,60 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
 
 
 def check_teacher(classifier: Classifier, given: Given) -> None:
-    """Raises `UserError` for one of other classes; says if it knows texts to validate on."""
+    """Raises `UserError` for one of other classes, or of pairs where these are single texts; says
+    if it knows texts to validate on."""
+    flag, own = f"--teacher {classifier.name}", classifier.trained.get("text_column")
     if sorted(classifier.names) != sorted(given.labelled.names):
-        raise UserError(f"--teacher {classifier.name}: has other classes than --dataset; give one")
+        raise UserError(f"{flag}: has other classes than --dataset; give one with the same")
+    if own and len(split_columns(own)) != len(given.labelled.text_columns):
+        raise UserError(f"{flag}: was trained on --text_column {own}; give one of such texts")
     known = np.isin(given.validation.hashes, read_seen(classifier.folder).training).sum()
     if known:
         classifier.accelerator.print(
-            f"warning: --teacher {classifier.name} was trained on {known:,} of the "
+            f"warning: {flag} was trained on {known:,} of the "
             f"{len(given.validation):,} texts to validate on, which then look too good"
         )
 
 
-def describe(config, classifiers: list[Classifier], given: Given) -> dict:
-    """What decides the texts of a round."""
-    parts = {
-        "labelled texts": given.labelled.hashes.tobytes() + given.labelled.labels.tobytes(),
-        "validation texts": given.validation.hashes.tobytes() + given.validation.labels.tobytes(),
-        "unlabelled texts": hash_texts(given.unlabelled).tobytes(),
-    }
-    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
-    teachers = {"teachers": [classifier.checksum for classifier in classifiers]}
-    return {name: getattr(config, name) for name in DECIDE} | digests | teachers
+def require_begun_alike(config, given: Given) -> None:
+    """Raises `UserError` if a round in --output_dir was made of other texts, or with other flags;
+    before a model is trained for it."""
+    about, output = describe(config, given), Path(config.output_dir)
+    for path in sorted(output.glob("round_*/data/about.json")):
+        there = json.loads(path.read_text(encoding="utf-8"))
+        require_unchanged(there, about, DECIDE, str(path.parent))
+    with_teachers = (output / "round_1" / "data").exists() and not (output / "round_0").exists()
+    if with_teachers and not config.teacher:
+        raise UserError(
+            f"--teacher: {output} was begun with some; give them, or another --output_dir"
+        )
+
+
+def describe(config, given: Given) -> dict:
+    """What decides the texts of a round, but for the teachers."""
+    parts = {"labelled texts": given.labelled, "validation texts": given.validation}
+    digests = {name: digest(side.chunks(), side) for name, side in parts.items()}
+    digests["unlabelled texts"] = digest([given.unlabelled])
+    return {name: getattr(config, name) for name in DECIDE} | digests
+
+
+def digest(chunks, labelled: LabelledTexts | None = None) -> str:
+    """SHA-256 of texts, with all their white space, and of their classes by name."""
+    whole = hashlib.sha256()
+    for chunk in chunks:
+        whole.update(repr(chunk).encode())
+    if labelled:
+        whole.update(repr(labelled.names).encode() + labelled.labels.tobytes())
+    return whole.hexdigest()
+
+
+def identify(classifier: Classifier) -> list:
+    """What decides its answers."""
+    return [classifier.checksum, classifier.truncation, classifier.tokenizer.model_max_length]
 
 
 def is_made(data: Path, about: dict) -> bool:
-    if not newest_whole(data):
+    if not newest_whole(data, remedy="delete it: the same command makes it again"):
         return False
     there = json.loads((data / "about.json").read_text(encoding="utf-8"))
     require_unchanged(there, about, DECIDE, str(data))

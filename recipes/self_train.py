@@ -51,7 +51,7 @@ if __name__ == "__main__":
 from accelerate.state import AcceleratorState
 
 from recipes.pseudo_labels import PREFIX
-from recipes.round_data import make_data, read_texts
+from recipes.round_data import make_data, read_texts, require_begun_alike
 from runtime.processes import run_command
 from train import IF_OUT_OF_MEMORY, fine_tune
 
@@ -66,6 +66,7 @@ def self_train(config: SelfTrainConfig) -> int:
     if config.overwrite:
         raise UserError("--overwrite: is not for self-training; give another --output_dir")
     given, teachers = read_texts(config), config.teacher
+    require_begun_alike(config, given)
     first = Config(**{name: getattr(config, name) for name in OF_TRAINING})
     for number in range(bool(teachers), config.rounds + 1):
         folder = Path(config.output_dir) / f"round_{number}"

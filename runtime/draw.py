@@ -38,7 +38,7 @@ def split_validation(
         raise UserError(
             f"--model {config.model}: has seen {len(texts) - len(new):,} of the {len(texts):,} "
             f"texts of {texts.table.source}, which leaves none to {purpose} on; give others, or "
-            "--validation_dataset"
+            "--validation_dataset with texts that it has not seen"
         )
     whole = new.select(np.flatnonzero(several[new.labels])) if len(validation) else texts
     require_every_class(whole, validation, "validation", f"--validation_size {share}")

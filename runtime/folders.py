@@ -166,7 +166,14 @@ def verify_folder(folder: Path) -> None:
         raise Damaged(f"{folder}: {wrong[0]} is not what was written")
 
 
-def newest_whole(folder: Path, wanted: Callable[[Path], bool] = lambda path: True) -> Path | None:
+START_ANEW = (
+    "restore it, or start anew with --overwrite (move best/ away before, if it is still of use)"
+)
+
+
+def newest_whole(
+    folder: Path, wanted: Callable[[Path], bool] = lambda path: True, remedy=START_ANEW
+) -> Path | None:
     """`folder`, once it holds a whole copy that is `wanted`: its own contents or the other copy's.
 
     None if nothing was ever written. Raises `UserError` if something was, but no such copy is left.
@@ -188,10 +195,7 @@ def newest_whole(folder: Path, wanted: Callable[[Path], bool] = lambda path: Tru
     if not folder.exists():
         return None
     why = damage[0] if damage else f"{folder}: is not the one that was asked for"
-    raise UserError(
-        f"{why}; no whole copy is left; restore it, or start anew with --overwrite "
-        "(move best/ away before, if it is still of use)"
-    )
+    raise UserError(f"{why}; no whole copy is left; {remedy}")
 
 
 def finish_exchange(folder: Path) -> None:

@@ -202,6 +202,16 @@ def test_a_family_learns_and_is_loaded_with_all_weights(kind, pretrain, train_co
     train_command(model=encoder, max_steps=1)
 
 
+def test_a_pretraining_on_short_texts_leaves_the_encoder_its_positions(
+    pretrain, train_command, tmp_path
+):
+    """Red: the tokenizer saved with the --max_length of the pretraining."""
+    encoder = pretrain(max_length=8, max_steps=1) / "encoder"
+    assert AutoTokenizer.from_pretrained(encoder).model_max_length == 32
+    run = train_command(model=encoder, max_length=32, max_steps=1, output_dir=tmp_path / "run")
+    assert AutoTokenizer.from_pretrained(run / "best").model_max_length == 32
+
+
 def test_an_encoder_of_something_else_is_left_alone(pretrain, tmp_path):
     """Red: the check of the manifest left out."""
     (tmp_path / "pretrained" / "encoder").mkdir(parents=True)
