@@ -200,7 +200,9 @@ def time_rows(result: dict):
     }
     yield "", "seconds", "accuracy, %"
     for name, found in rows.items():
-        if found and found["accuracy"] is not None:
+        if found is None:
+            yield name, "not reached", ""
+        elif found["accuracy"] is not None:
             yield name, f"{found['seconds']:.1f}", f"{100 * found['accuracy']:.2f}"
 
 
