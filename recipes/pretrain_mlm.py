@@ -78,8 +78,8 @@ def set_up_masked(config: PretrainConfig, accelerator, settings: dict) -> Run:
     with one_goes_first():  # the others find what was downloaded
         tokenizer = load_tokenizer(config.model, config.revision, config.max_length)
         # The encoder may read longer texts in the training after this.
-        whole = load_tokenizer(config.model, config.revision, max_length=-1)
-        tokenizer.model_max_length = max(config.max_length, whole.model_max_length)
+        most = load_tokenizer(config.model, config.revision, max_length=-1).model_max_length
+        tokenizer.model_max_length = max(config.max_length, most)
         if tokenizer.mask_token is None:
             raise UserError(f"--model {config.model}: has no mask token; choose such as DistilBERT")
         splits = load_masked_splits(config, tokenizer, accelerator.print)

@@ -54,8 +54,8 @@ def read_texts(config) -> Given:
     return Given(labelled, validation, list(itertools.chain.from_iterable(chunks)))
 
 
-def make_data(data: Path, config, teachers, given: Given) -> None:
-    """The texts of a round in the folder `data`, unless they are there.
+def make_data(data: Path, config, teachers, given: Given, about: dict) -> None:
+    """The texts of a round in the folder `data`, unless they are there. `about`: of `describe`.
 
     Raises `UserError` if those were made of others, or by other teachers.
     """
@@ -65,7 +65,7 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
         asked = EvalConfig(ckpt=ckpt, num_threads=config.num_threads)
         classifiers.append(open_classifier(asked, flag="--teacher", accelerator=accelerator))
         accelerator = classifiers[0].accelerator
-    about = describe(config, given) | {"teachers": [*map(identify, classifiers)]}
+    about = about | {"teachers": [*map(identify, classifiers)]}
     if on_main(lambda: is_made(data, about)):
         return
     labelled, names = given.labelled, given.labelled.names
@@ -75,9 +75,10 @@ def make_data(data: Path, config, teachers, given: Given) -> None:
     counts = np.bincount(labelled.labels, minlength=len(names))
     rows = choose_balanced(shares, counts, config.min_probability, config.max_unlabelled_samples)
     if not len(rows):
+        begun = any(data.parent.parent.glob("round_*/data"))
         raise UserError(
             f"--min_probability {config.min_probability}: {find_unsure(shares, counts, names)}; "
-            "give less, or a better teacher"
+            f"give less{' in another --output_dir' * begun}, or a better teacher"
         )
     added = [given.unlabelled[row] for row in rows]
 
@@ -111,33 +112,31 @@ def check_teacher(classifier: Classifier, given: Given) -> None:
         )
 
 
-def require_begun_alike(config, given: Given) -> None:
-    """Raises `UserError` if a round in --output_dir was made of other texts, or with other flags;
-    before a model is trained for it."""
-    about, output = describe(config, given), Path(config.output_dir)
+def require_begun_alike(output: Path, about: dict) -> None:
+    """Raises `UserError` if a round in there was made of other texts, or with other flags: before a
+    model is trained for it."""
     for path in sorted(output.glob("round_*/data/about.json")):
-        there = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # damaged, which `is_made` says
+            continue
         require_unchanged(there, about, DECIDE, str(path.parent))
-    with_teachers = (output / "round_1" / "data").exists() and not (output / "round_0").exists()
-    if with_teachers and not config.teacher:
-        raise UserError(
-            f"--teacher: {output} was begun with some; give them, or another --output_dir"
-        )
 
 
 def describe(config, given: Given) -> dict:
-    """What decides the texts of a round, but for the teachers."""
+    """What decides the texts of all rounds."""
     parts = {"labelled texts": given.labelled, "validation texts": given.validation}
     digests = {name: digest(side.chunks(), side) for name, side in parts.items()}
     digests["unlabelled texts"] = digest([given.unlabelled])
-    return {name: getattr(config, name) for name in DECIDE} | digests
+    about = {name: getattr(config, name) for name in DECIDE} | digests
+    return about | {"teachers at the start": bool(config.teacher)}
 
 
 def digest(chunks, labelled: LabelledTexts | None = None) -> str:
     """SHA-256 of texts, with all their white space, and of their classes by name."""
     whole = hashlib.sha256()
-    for chunk in chunks:
-        whole.update(repr(chunk).encode())
+    for text in itertools.chain.from_iterable(chunks):
+        whole.update(repr(text).encode())
     if labelled:
         whole.update(repr(labelled.names).encode() + labelled.labels.tobytes())
     return whole.hexdigest()
@@ -149,7 +148,7 @@ def identify(classifier: Classifier) -> list:
 
 
 def is_made(data: Path, about: dict) -> bool:
-    if not newest_whole(data, remedy="delete it: the same command makes it again"):
+    if not newest_whole(data, remedy="delete that folder: the same command makes it again"):
         return False
     there = json.loads((data / "about.json").read_text(encoding="utf-8"))
     require_unchanged(there, about, DECIDE, str(data))

@@ -62,8 +62,7 @@ def search(config: SearchConfig) -> int:
     from recipes.trial import require_one_split, run_trial
 
     space = read_ranges(config.space or SPACE, FIELDS)
-    if "model" in space:
-        require_one_split(config, space["model"].choices)
+    require_one_split(config, space)
     flags = {name: getattr(config, name) for name in FIELDS if name != "output_dir"}
     fixed = {n: flags[n] for n in flags if FIELDS[n].metadata["changes_result"] or n in BATCH}
     shown = {"space": [f"{name}: {of}" for name, of in space.items()], "prune": config.prune}

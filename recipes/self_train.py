@@ -51,7 +51,7 @@ if __name__ == "__main__":
 from accelerate.state import AcceleratorState
 
 from recipes.pseudo_labels import PREFIX
-from recipes.round_data import make_data, read_texts, require_begun_alike
+from recipes.round_data import describe, make_data, read_texts, require_begun_alike
 from runtime.processes import run_command
 from train import IF_OUT_OF_MEMORY, fine_tune
 
@@ -66,13 +66,14 @@ def self_train(config: SelfTrainConfig) -> int:
     if config.overwrite:
         raise UserError("--overwrite: is not for self-training; give another --output_dir")
     given, teachers = read_texts(config), config.teacher
-    require_begun_alike(config, given)
+    about = describe(config, given)
+    require_begun_alike(Path(config.output_dir), about)
     first = Config(**{name: getattr(config, name) for name in OF_TRAINING})
     for number in range(bool(teachers), config.rounds + 1):
         folder = Path(config.output_dir) / f"round_{number}"
         own = {"output_dir": str(folder)}
         if number:
-            make_data(folder / "data", config, teachers, given)
+            make_data(folder / "data", config, teachers, given, about)
             own |= flags_for(folder / "data")
         AcceleratorState._reset_state()  # each model has an Accelerator of its own
         if status := fine_tune(dataclasses.replace(first, **own)):

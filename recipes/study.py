@@ -105,11 +105,14 @@ def open_study(config, about: dict):
 
 def require_ours(file: Path, storage: str) -> None:
     """Raises `UserError` for a database of anything else, which stays as it is. A search that was
-    killed in its first seconds leaves an empty file, or tables without a study."""
+    killed in its first seconds leaves an empty file, or tables without a study; one that was killed
+    in a write leaves a journal, which SQLite needs mode=rw to undo."""
     try:
-        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as database:
             tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            raise
         tables = ["unknown"]
     ours = "studies" in tables and optuna.get_all_study_names(storage) in ([], [NAME])
     if tables and not ours:

@@ -7,6 +7,7 @@ validations and its end. Independent of: how values are drawn.
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ from accelerate.state import AcceleratorState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from config import Config
-from data import choose_texts
+from data import choose_texts, what_model_has_seen
 from recipes.study import require_same
 from runtime.flags import UserError, is_out_of_memory
 from runtime.folders import Busy, remove_folder
@@ -121,19 +122,26 @@ class OneTrial:
         return isinstance(error, Diverged) or is_out_of_memory(error) or named in self.trial.params
 
 
-def require_one_split(config, models: tuple[str, ...]) -> None:
-    """Raises `UserError` if a model has seen texts of these before, so that its trials would be
-    validated on others than the first's: what it has seen stays on its side."""
-    first = None
-    for model in models:
-        sides = choose_texts(dataclasses.replace(config, model=model))[:2]
-        hashes = [side.hashes.tobytes() for side in sides]
-        if first is not None and hashes != first:
-            raise UserError(
-                f"--space model=...: {model} has seen some of these texts, so it is not validated "
-                f"on those of {models[0]}; leave one out, or give --validation_dataset"
-            )
-        first = hashes
+def require_one_split(config, space: dict) -> None:
+    """Raises `UserError` if the models of a space would be validated on different texts, because
+    what a model has seen stays on its side."""
+    names = [name for name in ("model", "revision") if name in space]
+    choices = (space[name].choices for name in names)
+    models = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices)]
+    asked = [dataclasses.replace(config, **model) for model in models]
+    seen = (what_model_has_seen(one) for one in asked)
+    different = {
+        (of.training.tobytes(), of.validation.tobytes()): one
+        for of, one in zip(seen, asked, strict=True)
+    }
+    if len(different) < 2:
+        return
+    sides = (choose_texts(one)[:2] for one in different.values())
+    if len({tuple(side.hashes.tobytes() for side in both) for both in sides}) > 1:
+        raise UserError(
+            f"--space {names[0]}=...: some of these have seen texts of the data, so they would be "
+            "validated on different ones; search them apart, or give --validation_dataset"
+        )
 
 
 def digest_texts(run: Run) -> str:

@@ -50,7 +50,7 @@ def find_others(texts: LabelledTexts, prefix: str) -> list[str]:
 
 
 def add_others(columns: list[str]) -> str:
-    return f" ({list_names(columns)}: of no class, as no row has that label)" if columns else ""
+    return f" (columns of no class: {list_names(columns)})" if columns else ""
 
 
 def describe_soft(
@@ -67,16 +67,23 @@ def describe_soft(
             f"warning: of {others:,} training texts another class is likelier than the label; the "
             "probabilities are learnt, not the label"
         )
-    columns = [f"{prefix}{name}" for name in train.names]
-    if set(columns) <= set(validation.table.common_columns):
-        given = (~np.isnan(read_cells(validation, columns)).all(1)).sum()
-        if given:
-            notes.append(
-                f"warning: {given:,} of the {len(validation):,} texts to validate on have "
-                "probabilities, too; if a model gave them, accuracy is agreement with that model: "
-                "give --validation_dataset with labels that people gave"
-            )
+    if given := count_given(validation, [f"{prefix}{name}" for name in train.names]):
+        notes.append(
+            f"warning: {given:,} of the {len(validation):,} texts to validate on have "
+            "probabilities, too; if a model gave them, accuracy is agreement with that model: "
+            "give --validation_dataset with labels that people gave"
+        )
     return notes
+
+
+def count_given(texts: LabelledTexts, columns: list[str]) -> int:
+    """Texts that have a probability; 0 if the columns are not there, or hold something else."""
+    if not set(columns) <= set(texts.table.common_columns):
+        return 0
+    try:
+        return int((~np.isnan(read_cells(texts, columns)).all(1)).sum())
+    except UserError:
+        return 0
 
 
 def weigh_texts(data: Dataset, weights: np.ndarray) -> np.ndarray:

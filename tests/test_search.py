@@ -271,14 +271,39 @@ def test_models_that_have_seen_other_texts_are_searched(command, tmp_path, tiny,
     assert {trial[1]["model"] for trial in trials_of(out)} == {str(tiny), str(seen)}
 
 
-def test_models_that_are_validated_on_other_texts_are_refused(command, tmp_path, train_command):
-    """Before a trial. Red: require_one_split not called."""
+def test_models_that_are_validated_on_other_texts_are_refused(
+    command, tmp_path, tiny, train_command
+):
+    """Before a trial, in either order; with texts to validate on of their own they are not.
+    Red: require_one_split not called; different sides compared by what was seen alone."""
     data = tmp_path / "data"
     seen = train_command(dataset=data, max_steps=1, validation_seed=3) / "best"
-    plain = json.loads((seen / "training_config.json").read_text())["model"]
-    with pytest.raises(UserError, match="has seen some of these texts, so it is not validated on"):
-        command(space=[f"--space=model={plain},{seen}"], output_dir=tmp_path / "searched")
+    for models in ((tiny, seen), (seen, tiny)):
+        space = [f"--space=model={models[0]},{models[1]}"]
+        with pytest.raises(UserError, match="would be validated on different ones; search"):
+            command(space=space, output_dir=tmp_path / "searched")
     assert not (tmp_path / "searched").exists()
+    own = write_csv(tmp_path / "own.csv", make_rows(20, seed=7))
+    command(space=space, validation_dataset=own, trials=1)
+
+
+def test_a_search_that_was_killed_in_a_write_goes_on(command, tmp_path):
+    """SQLite undoes the write by the journal that is left. Red: mode=ro in require_ours."""
+    file = command(trials=1) / "study.db"
+    expected = trials_of(file.parent)
+    if (child := os.fork()) == 0:
+        database = sqlite3.connect(file)
+        database.execute("PRAGMA cache_size=5")
+        for number in range(2000):
+            database.execute(
+                "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (1, ?, '1')",
+                (f"{number:0200}",),
+            )
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert (tmp_path / "out" / "study.db-journal").exists()
+    command(trials=1)
+    assert trials_of(file.parent) == expected
 
 
 def test_a_search_of_several_processes_is_refused(command, monkeypatch):

@@ -134,8 +134,10 @@ def test_what_soft_labels_may_hide_is_said(train_command, tmp_path, capsys):
     other = [(text, label, second, first) for text, label, first, second in sure]
     assert "of 60 training texts another class is likelier" in said(other, **people)
     third = (*HEADER, "p_other")
-    assert "one class (p_other: of no class, " in said([(*row, "0") for row in sure], third)
-    with pytest.raises(UserError, match=r"p_positive \(first: 0\.6, 0\.1\).* \(p_other: of no cl"):
+    assert "one class (columns of no class: p_oth" in said([(*row, "0") for row in sure], third)
+    with pytest.raises(
+        UserError, match=r"p_positive \(first: 0\.6, 0\.1\).* \(columns of no class: p_o"
+    ):
         said([(*row[:2], "0.6", "0.1", "0.3") for row in rows], third)
 
 

@@ -18,8 +18,8 @@ Another number of threads, and a batch that is divided differently, change resul
 latter also changes the dropout masks. A change of any other flag, such as a longer run, makes
 another run: give it another `--output_dir`.
 
-train.py and data.py also take `--config FILE`, a JSON file of flags without their dashes; those of
-the command line override it. A flag of `True` or `False` is given as `--drop_invalid` or
+All that train, and data.py, also take `--config FILE`, a JSON file of flags without their dashes;
+those of the command line override it. A flag of `True` or `False` is given as `--drop_invalid` or
 `--drop_invalid false`. Recipes have a few more: `--help`.
 """
 
