@@ -133,7 +133,8 @@ def describe(config, given: Given) -> dict:
 
 
 def digest(chunks, labelled: LabelledTexts | None = None) -> str:
-    """SHA-256 of texts, with all their white space, and of their classes by name."""
+    """SHA-256 of texts, with all their white space, and of their classes by name. Not `content`,
+    which is of a whole table: rows that are not learnt from may change."""
     whole = hashlib.sha256()
     for text in itertools.chain.from_iterable(chunks):
         whole.update(repr(text).encode())

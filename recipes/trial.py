@@ -10,7 +10,6 @@ import hashlib
 import itertools
 from pathlib import Path
 
-import pyarrow.compute as pc
 from accelerate.state import AcceleratorState
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -20,6 +19,7 @@ from recipes.study import require_same
 from runtime.flags import UserError, is_out_of_memory
 from runtime.folders import Busy, remove_folder
 from runtime.monitor import Diverged
+from runtime.soft import soft_of
 from runtime.tables import column
 from train import Run, conclude, fine_tune, set_up, train
 
@@ -126,6 +126,8 @@ def require_one_split(config, space: dict) -> None:
     """Raises `UserError` if the models of a space would be validated on different texts, because
     what a model has seen stays on its side."""
     names = [name for name in ("model", "revision") if name in space]
+    if not names:
+        return
     choices = (space[name].choices for name in names)
     models = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices)]
     asked = [dataclasses.replace(config, **model) for model in models]
@@ -151,5 +153,5 @@ def digest_texts(run: Run) -> str:
     parts = [of[: len(side)] for of, side in zip(hashes, sides, strict=True)]
     parts += [column(side, "labels").to_numpy() for side in sides]
     if "soft" in run.train_set.column_names:
-        parts.append(pc.list_flatten(column(run.train_set, "soft")).to_numpy())
+        parts.append(soft_of(run.train_set))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()

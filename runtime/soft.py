@@ -23,7 +23,7 @@ def read_soft_labels(texts: LabelledTexts, prefix: str) -> np.ndarray:
     Raises `UserError` for a class without a column, and for a row whose probabilities are no
     numbers from 0 to 1 with a sum of 1, or are there for some of the classes alone.
     """
-    columns = [f"{prefix}{name}" for name in texts.names]
+    columns = columns_of(texts, prefix)
     for name in columns:
         require_column(texts.table, f"--soft_labels {prefix}", name)
     for part, layout in texts.table.layouts.items():
@@ -38,19 +38,20 @@ def read_soft_labels(texts: LabelledTexts, prefix: str) -> np.ndarray:
         raise UserError(
             f"{texts.table.given}: {wrong.sum():,} rows have no probabilities with a sum of 1 in "
             f"{', '.join(columns[:5])} (first: {values}); correct them, or leave all cells of such "
-            f"a row empty{add_others(find_others(texts, prefix))}"
+            f"a row empty{tell_others(texts, prefix)}"
         )
     return (soft / total[:, None]).astype(np.float32)
 
 
-def find_others(texts: LabelledTexts, prefix: str) -> list[str]:
-    """The columns of that prefix that belong to no class."""
-    own = {f"{prefix}{name}" for name in texts.names}
-    return [name for name in texts.table.columns if name.startswith(prefix) and name not in own]
+def columns_of(texts: LabelledTexts, prefix: str) -> list[str]:
+    return [f"{prefix}{name}" for name in texts.names]
 
 
-def add_others(columns: list[str]) -> str:
-    return f" (columns of no class: {list_names(columns)})" if columns else ""
+def tell_others(texts: LabelledTexts, prefix: str) -> str:
+    """The columns of that prefix that belong to no class, in brackets; empty if there are none."""
+    own = columns_of(texts, prefix)
+    others = [name for name in texts.table.columns if name.startswith(prefix) and name not in own]
+    return f" (columns of no class: {list_names(others)})" if others else ""
 
 
 def describe_soft(
@@ -60,14 +61,14 @@ def describe_soft(
     several = (soft.max(1) < 1).sum()
     notes = [
         f"--soft_labels {prefix}: {several:,} of {len(soft):,} training texts have a share in more "
-        f"than one class{add_others(find_others(train, prefix))}"
+        f"than one class{tell_others(train, prefix)}"
     ]
     if others := (soft[np.arange(len(soft)), train.labels] < soft.max(1)).sum():
         notes.append(
             f"warning: of {others:,} training texts another class is likelier than the label; the "
             "probabilities are learnt, not the label"
         )
-    if given := count_given(validation, [f"{prefix}{name}" for name in train.names]):
+    if given := count_given(validation, columns_of(train, prefix)):
         notes.append(
             f"warning: {given:,} of the {len(validation):,} texts to validate on have "
             "probabilities, too; if a model gave them, accuracy is agreement with that model: "
@@ -90,8 +91,12 @@ def weigh_texts(data: Dataset, weights: np.ndarray) -> np.ndarray:
     """(texts,) the weight of each in the loss, of those of the classes."""
     if "soft" not in data.column_names:
         return weights[column(data, "labels").to_numpy()]
-    soft = pc.list_flatten(column(data, "soft")).to_numpy()
-    return soft.reshape(len(data), -1).astype(float) @ weights
+    return soft_of(data).astype(float) @ weights
+
+
+def soft_of(data: Dataset) -> np.ndarray:
+    """(texts, classes) the probabilities beside token ids."""
+    return pc.list_flatten(column(data, "soft")).to_numpy().reshape(len(data), -1)
 
 
 def read_cells(texts: LabelledTexts, columns: list[str]) -> np.ndarray:
